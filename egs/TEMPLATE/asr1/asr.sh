@@ -1,0 +1,276 @@
+#!/usr/bin/env bash
+# The stages of every ASR recipe, with ESPnet's stage numbers and option names. A recipe's run.sh calls this file
+# from its own directory, which holds local/data.sh (stage 1) and conf/; the work is done by Python modules.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
+export PYTHONPATH="${root}${PYTHONPATH:+:${PYTHONPATH}}"
+export LC_ALL=C.UTF-8
+
+log() { echo "$(date '+%Y-%m-%d %H:%M:%S') $*"; }
+die() {
+    echo "error: $*" >&2
+    exit 1
+}
+
+# Every option and its default; the comment is its help. --help prints this list.
+# BEGIN OPTIONS
+stage=1                   # First stage to run.
+stop_stage=13             # Last stage to run.
+ngpu=0                    # Number of GPUs for training; decoding uses one if there is any (0: CPU).
+nj=2                      # Number of processes that prepare data.
+python=python3            # Python interpreter with ESPnet installed.
+dumpdir=dump              # Directory of formatted audio and features.
+expdir=exp                # Directory of experiments.
+local_data_opts=          # Options for local/data.sh (stage 1).
+speed_perturb_factors=    # Speeds of the training audio, e.g. "0.9 1.0 1.1" (stage 2).
+feats_type=raw            # raw (FLAC, features on the fly) or fbank (stored log-mel filterbanks).
+fs=16k                    # Sampling rate.
+min_wav_duration=0.1      # Shortest training utterance, in seconds.
+max_wav_duration=20       # Longest training utterance, in seconds.
+token_type=bpe            # Token type: bpe or char.
+nbpe=30                   # Number of BPE units.
+bpemode=unigram           # BPE kind: unigram or bpe.
+lang=noinfo               # Language, a part of directory names.
+train_set=                # Name of the training set, a directory in data/ (required).
+valid_set=                # Name of the validation set (required).
+test_sets=                # Names of the test sets (required).
+asr_config=               # Training configuration (YAML).
+asr_args=                 # Further arguments of asr_train, e.g. "--max_epoch 10"; they overrule the configuration.
+asr_tag=                  # Name of the experiment, in place of one made from the options.
+asr_exp=                  # Directory of the experiment; asr_tag is then ignored.
+asr_stats_dir=            # Directory of the statistics.
+feats_normalize=global_mvn # Normalization of the features.
+asr_speech_fold_length=800 # Fold length of speech, in frames (batch_type: folded).
+asr_text_fold_length=150  # Fold length of text, in tokens (batch_type: folded).
+inference_config=         # Decoding configuration (YAML); with "decoding: greedy", or none, batched greedy CTC.
+inference_args=           # Further arguments of asr_inference; they overrule the configuration.
+inference_tag=            # Name of the decoding directory, in place of one made from the options.
+inference_nj=2            # Number of decoding processes.
+inference_asr_model=valid.loss.ave.pth # Model file to decode with, in the experiment directory.
+# END OPTIONS
+
+options=$(sed -n '/^# BEGIN OPTIONS/,/^# END OPTIONS/s/^\([a-z_]*\)=.*/\1/p' "${BASH_SOURCE[0]}")
+
+usage() {
+    echo "usage: ./run.sh [--OPTION VALUE ...]"
+    echo "Stages: 1 data, 2 speed perturbation, 3 format or features, 4 filter by length, 5 token list,"
+    echo "        10 statistics, 11 training, 12 decoding, 13 scoring (6-9, language models: none yet)"
+    echo "Options (with this recipe's defaults):"
+    local name text
+    for name in ${options}; do
+        text=$(sed -n "/^# BEGIN OPTIONS/,/^# END OPTIONS/s/^${name}=[^#]*# //p" "${BASH_SOURCE[0]}")
+        printf '  --%-24s %s%s\n' "${name}" "${text}" "${!name:+ (default: ${!name})}"
+    done
+}
+
+unknown_option() {
+    local near
+    # shellcheck disable=SC2086
+    near=$(python3 -c 'import difflib, sys
+print(" or ".join("--" + name for name in difflib.get_close_matches(sys.argv[1], sys.argv[2:], 3)))' "$1" ${options})
+    die "unknown option --$1${near:+; did you mean ${near}?} (./run.sh --help lists all)"
+}
+
+help=false
+while [ $# -gt 0 ]; do
+    case "$1" in
+        -h | --help) help=true && shift && continue ;;
+        --*) name=${1#--} ;;
+        *) die "unexpected argument: $1 (options are --NAME VALUE; quote a VALUE that has spaces)" ;;
+    esac
+    name=${name//-/_}
+    grep -qx -- "${name}" <<<"${options}" || unknown_option "${name}"
+    [ $# -ge 2 ] || die "--${name}: a value is missing"
+    printf -v "${name}" '%s' "$2"
+    shift 2
+done
+if "${help}"; then
+    usage
+    exit 0
+fi
+
+need_number() { [[ "${!1}" =~ ^[0-9]+$ ]] || die "--$1 ${!1}: give a whole number"; }
+need_one_of() {
+    local name=$1
+    shift
+    [[ " $* " == *" ${!name} "* ]] || die "--${name} ${!name}: give one of: $*"
+}
+for name in stage stop_stage ngpu nj nbpe inference_nj; do need_number "${name}"; done
+for name in train_set valid_set test_sets; do [ -n "${!name}" ] || die "--${name} is required"; done
+need_one_of feats_type raw fbank
+need_one_of token_type bpe char
+for name in asr_config inference_config; do
+    [ -z "${!name}" ] || [ -f "${!name}" ] || die "--${name} ${!name}: no such file"
+done
+command -v "${python}" >/dev/null || die "--python ${python}: no such program"
+
+# Names as ESPnet makes them, so that results of both can be compared side by side.
+tag=${feats_type}
+[ "${lang}" = noinfo ] || tag+=_${lang}
+tag+=_${token_type}
+token_listdir=data/$([ "${lang}" = noinfo ] || echo "${lang}_")token_list/${token_type}
+if [ "${token_type}" = bpe ]; then
+    tag+="${nbpe}"
+    token_listdir+=_${bpemode}${nbpe}
+fi
+token_list=${token_listdir}/tokens.txt
+sp=${speed_perturb_factors:+_sp}
+as_tag() { sed -e 's/--/_/g' -e 's/[ |=/]//g' <<<"$1"; }
+if [ -z "${asr_tag}" ]; then
+    asr_tag=$(basename "${asr_config:-train}" .yaml)_${tag}$(as_tag "${asr_args}")${sp}
+fi
+asr_exp=${asr_exp:-${expdir}/asr_${asr_tag}}
+asr_stats_dir=${asr_stats_dir:-${expdir}/asr_stats_${tag}${sp}}
+if [ -z "${inference_tag}" ]; then
+    inference_tag=$(basename "${inference_config:-inference}" .yaml)
+    inference_tag+=$(as_tag "${inference_args}")_asr_model_$(sed -e 's|/|_|g' -e 's/\.[^.]*$//' <<<"${inference_asr_model}")
+fi
+data_feats=${dumpdir}/${feats_type}
+original_train_set=${train_set}
+train_set+=${sp}
+# The test sets without those that stages 3 and 4 treat as training data already.
+pure_test_sets=
+for dset in ${test_sets}; do
+    [ "${dset}" = "${train_set}" ] || [ "${dset}" = "${valid_set}" ] || pure_test_sets+="${dset} "
+done
+if [ "${feats_type}" = raw ]; then
+    speech_scp=wav.scp speech_type=sound fold_length=$((asr_speech_fold_length * 100))
+else
+    speech_scp=feats.scp speech_type=kaldi_ark fold_length=${asr_speech_fold_length}
+fi
+
+runs() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]; }
+
+if runs 1; then
+    log "Stage 1: data/${original_train_set}, data/${valid_set}, data for ${test_sets}"
+    [ -x local/data.sh ] || die "local/data.sh: not found; start the recipe's run.sh, not asr.sh"
+    # shellcheck disable=SC2086
+    python=${python} local/data.sh ${local_data_opts}
+    for dset in "${original_train_set}" "${valid_set}" ${pure_test_sets}; do
+        "${python}" -m espnet_lmu.data.kaldi_dir "data/${dset}"
+    done
+fi
+
+if runs 2 && [ -n "${speed_perturb_factors}" ]; then
+    log "Stage 2: speed perturbation: data/${original_train_set} -> data/${train_set}"
+    "${python}" -m espnet_lmu.data.speed --factors "${speed_perturb_factors}" \
+        "data/${original_train_set}" "data/${train_set}"
+fi
+
+if runs 3; then
+    log "Stage 3: ${feats_type} at ${fs} Hz: data -> ${data_feats}"
+    format() {
+        "${python}" -m espnet_lmu.data.format --feats_type "${feats_type}" --fs "${fs}" --nj "${nj}" "data/$1" "$2/$1"
+    }
+    for dset in "${train_set}" "${valid_set}"; do format "${dset}" "${data_feats}/org"; done
+    for dset in ${pure_test_sets}; do format "${dset}" "${data_feats}"; done
+fi
+
+if runs 4; then
+    log "Stage 4: filter by length: ${data_feats}/org -> ${data_feats}"
+    for dset in "${train_set}" "${valid_set}"; do
+        "${python}" -m espnet_lmu.data.filter --fs "${fs}" --min_wav_duration "${min_wav_duration}" \
+            --max_wav_duration "${max_wav_duration}" "${data_feats}/org/${dset}" "${data_feats}/${dset}"
+    done
+    for dset in ${pure_test_sets}; do
+        "${python}" -m espnet_lmu.data.filter --report --fs "${fs}" --min_wav_duration "${min_wav_duration}" \
+            "${data_feats}/${dset}"
+    done
+fi
+
+if runs 5; then
+    log "Stage 5: token list: ${token_list}"
+    "${python}" -m espnet_lmu.tokens --token_type "${token_type}" --nbpe "${nbpe}" --bpemode "${bpemode}" \
+        "${data_feats}/${train_set}/text" "${token_listdir}"
+fi
+
+# What asr_train needs to know of the data, in stages 10 and 11.
+data_args=(--use_preprocessor true --token_type "${token_type}" --token_list "${token_list}")
+[ "${token_type}" = char ] || data_args+=(--bpemodel "${token_listdir}/bpe.model")
+[ "${feats_type}" = raw ] || data_args+=(--input_size 80)
+[ -z "${asr_config}" ] || data_args+=(--config "${asr_config}")
+for part in train valid; do
+    dset=$([ "${part}" = train ] && echo "${train_set}" || echo "${valid_set}")
+    data_args+=(--"${part}"_data_path_and_name_and_type "${data_feats}/${dset}/${speech_scp},speech,${speech_type}")
+    data_args+=(--"${part}"_data_path_and_name_and_type "${data_feats}/${dset}/text,text,text")
+done
+
+need_file() { [ -f "$1" ] || die "$1: no such file; run stage $2 first"; }
+
+if runs 10; then
+    log "Stage 10: statistics: ${asr_stats_dir}"
+    need_file "${data_feats}/${train_set}/${speech_scp}" 4
+    need_file "${token_list}" 5
+    # asr_train's arguments and everything it reads; equal ones give equal statistics.
+    stamp=$({
+        printf '%s\n' "${data_args[@]}" "${asr_args}"
+        cat "${data_feats}"/{"${train_set}","${valid_set}"}/{"${speech_scp}",text} "${token_list}" ${asr_config:+"${asr_config}"}
+    } | sha256sum)
+    if [ -f "${asr_stats_dir}/.stamp" ] && [ "$(<"${asr_stats_dir}/.stamp")" = "${stamp}" ]; then
+        log "${asr_stats_dir}: kept"
+    else
+        # One job: a second one would cost ESPnet's import (about 13 s) again. It moves into place when complete.
+        unfinished=${asr_stats_dir}.unfinished
+        rm -rf "${unfinished}"
+        mkdir -p "${unfinished}"
+        # shellcheck disable=SC2086
+        "${python}" -m espnet_lmu.run -m espnet2.bin.asr_train --collect_stats true --ngpu 0 "${data_args[@]}" \
+            --train_shape_file "${data_feats}/${train_set}/${speech_scp}" \
+            --valid_shape_file "${data_feats}/${valid_set}/${speech_scp}" \
+            --output_dir "${unfinished}" ${asr_args} >"${unfinished}/stats.log" 2>&1 ||
+            die "stage 10: statistics failed: $(tail -n 1 "${unfinished}/stats.log") (log: ${unfinished}/stats.log)"
+        # ESPnet reads the size of the vocabulary behind each length.
+        for part in train valid; do
+            sed "s/\$/,$(wc -l <"${token_list}")/" "${unfinished}/${part}/text_shape" \
+                >"${unfinished}/${part}/text_shape.${token_type}"
+        done
+        echo "${stamp}" >"${unfinished}/.stamp"
+        rm -rf "${asr_stats_dir}"
+        mv "${unfinished}" "${asr_stats_dir}"
+    fi
+fi
+
+if runs 11; then
+    log "Stage 11: training: ${asr_exp} (log: ${asr_exp}/train.log)"
+    need_file "${asr_stats_dir}/.stamp" 10
+    mkdir -p "${asr_exp}"
+    "${python}" -m espnet_lmu.training.resume "${asr_exp}"
+    if [ "${feats_normalize}" = global_mvn ]; then
+        data_args+=(--normalize_conf "stats_file=${asr_stats_dir}/train/feats_stats.npz")
+    fi
+    [ "${ngpu}" -le 1 ] || data_args+=(--multiprocessing_distributed true)
+    # The console shows one line an epoch; the log has everything, of resumed runs too.
+    # shellcheck disable=SC2086
+    "${python}" -m espnet_lmu.run -m espnet2.bin.asr_train --ngpu "${ngpu}" "${data_args[@]}" \
+        --normalize "${feats_normalize}" --resume true --output_dir "${asr_exp}" \
+        --train_shape_file "${asr_stats_dir}/train/speech_shape" \
+        --train_shape_file "${asr_stats_dir}/train/text_shape.${token_type}" \
+        --valid_shape_file "${asr_stats_dir}/valid/speech_shape" \
+        --valid_shape_file "${asr_stats_dir}/valid/text_shape.${token_type}" \
+        --fold_length "${fold_length}" --fold_length "${asr_text_fold_length}" ${asr_args} 2>&1 |
+        tee -a "${asr_exp}/train.log" | { grep --line-buffered -o '[0-9]*epoch results: .*' || true; } ||
+        die "stage 11: training failed: $(tail -n 1 "${asr_exp}/train.log") (log: ${asr_exp}/train.log)"
+fi
+
+decode_dir=${asr_exp}/${inference_tag}
+
+if runs 12; then
+    log "Stage 12: decoding: ${decode_dir}"
+    need_file "${asr_exp}/config.yaml" 11
+    for dset in ${test_sets}; do
+        "${python}" -m espnet_lmu.decoding.decode ${inference_config:+--inference_config "${inference_config}"} \
+            --inference_args="${inference_args}" --nj "${inference_nj}" --ngpu "${ngpu}" \
+            --asr_train_config "${asr_exp}/config.yaml" --asr_model_file "${asr_exp}/${inference_asr_model}" \
+            "${data_feats}/${dset}" "${decode_dir}/${dset}"
+    done
+fi
+
+if runs 13; then
+    log "Stage 13: scoring: ${decode_dir}"
+    score_args=()
+    [ "${token_type}" = char ] || score_args+=(--bpemodel "${token_listdir}/bpe.model")
+    # shellcheck disable=SC2086
+    "${python}" -m espnet_lmu.scoring.summary "${score_args[@]}" --data_feats "${data_feats}" --decode_dir "${decode_dir}" \
+        ${test_sets}
+fi

@@ -1,0 +1,47 @@
+"""`espnet-lmu COMMAND ...`: the command line. Each command is a module of this folder, imported when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+
+from espnet_lmu.errors import UserError
+
+# command -> (module with add_arguments(parser) and run(args), one-line help)
+COMMANDS = {
+    "params": ("espnet_lmu.bin.params", "parameter table, size and training memory of a training configuration"),
+    "score": ("espnet_lmu.bin.score", "WER, CER and TER of a hypothesis file against a reference"),
+}
+
+
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """The parser with the arguments of `command` only: the others' modules stay unimported."""
+    parser = argparse.ArgumentParser(prog="espnet-lmu", description="Tools around ESPnet's `encoder: lmu`.")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, description) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=description, description=description)
+        if name == command:
+            importlib.import_module(module).add_arguments(subparser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the status is 0, 1 after a UserError, 2 after a wrong argument."""
+    argv = sys.argv[1:] if argv is None else argv
+    command = next((word for word in argv if not word.startswith("-")), None)
+    args = build_parser(command).parse_args(argv)
+    try:
+        return importlib.import_module(COMMANDS[args.command][0]).run(args) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader (`head`, a closed pager) has what it wanted.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Files that are either complete or absent, and the frame of the stages' command lines."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+from espnet_lmu.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_open(path: str | Path) -> Iterator[TextIO]:
+    """Open `path` for writing UTF-8 text; it appears under its name only when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as stream:
+            yield stream
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def parse_rate(text: str) -> int:
+    """Sampling rate in Hz of ESPnet's spelling, ``16k`` or ``16000``."""
+    try:
+        rate = float(text[:-1]) * 1000 if text[-1:] in ("k", "K") else float(text)
+        if rate < 1 or rate != int(rate):
+            raise ValueError
+    except ValueError:
+        raise UserError(f"--fs {text}: give a sampling rate such as 16k or 16000") from None
+    return int(rate)
+
+
+def shorten(names: list[str], limit: int = 3) -> str:
+    """The first `limit` names, for a one-line message, and how many follow."""
+    text = ", ".join(names[:limit])
+    return f"{text} and {len(names) - limit} more" if len(names) > limit else text
+
+
+def command_line(main: Callable[[], int | None]) -> None:
+    """Run a module's `main`; a `UserError` becomes one line on standard error and exit status 1."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,210 @@
+"""Stage 3: audio in one format and rate (``raw``: FLAC) or log-mel filterbanks (``fbank``: kaldiio archives).
+
+Utterances are processed in shards of 64 by several processes. A finished shard leaves a JSON file with a stamp
+of its sources and options; a second run keeps the shards whose stamp still holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+
+from espnet_lmu.data.audio import read_audio, resample
+from espnet_lmu.data.files import atomic_open, command_line, parse_rate, shorten
+from espnet_lmu.data.kaldi_dir import read_data_dir, write_data_dir, write_table
+from espnet_lmu.errors import UserError
+
+MEL_BINS = 80
+FRAME_LENGTH_MS = 25
+FRAME_SHIFT_MS = 10
+_SHARD_SIZE = 64
+
+
+def fbank(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Log-mel filterbank as Kaldi computes it, without dither.
+
+    Args:
+        samples: (frames,) float32 in [-1, 1].
+        rate: sampling rate in Hz.
+
+    Returns:
+        (T, 80) float32, one row each 10 ms; T is 0 for audio shorter than one 25 ms window.
+    """
+    import torch
+    import torchaudio
+
+    scaled = torch.from_numpy(samples)[None] * 32768.0  # Kaldi works on 16-bit integers
+    return torchaudio.compliance.kaldi.fbank(
+        scaled,
+        num_mel_bins=MEL_BINS,
+        sample_frequency=rate,
+        frame_length=FRAME_LENGTH_MS,
+        frame_shift=FRAME_SHIFT_MS,
+        dither=0.0,
+    ).numpy()
+
+
+def _write_raw(shard: Path, audio: dict[str, np.ndarray], rate: int) -> dict[str, tuple[str, int]]:
+    import soundfile
+
+    temporary = shard.with_name(f".{shard.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    entries = {}
+    for utterance, samples in audio.items():
+        name = utterance.replace("/", "_") + ".flac"
+        soundfile.write(temporary / name, np.clip(samples, -1, 1), rate, subtype="PCM_16")
+        entries[utterance] = (str(shard / name), len(samples))
+    shutil.rmtree(shard, ignore_errors=True)
+    os.replace(temporary, shard)
+    return entries
+
+
+def _write_fbank(shard: Path, audio: dict[str, np.ndarray], rate: int) -> dict[str, tuple[str, int]]:
+    import kaldiio
+
+    shard.parent.mkdir(parents=True, exist_ok=True)
+    ark = shard.with_suffix(shard.suffix + ".ark")
+    temporary = ark.with_name(f".{ark.name}.tmp")
+    features = {utterance: fbank(samples, rate) for utterance, samples in audio.items()}
+    offsets: dict[str, str] = {}
+    # The scp names the archive it was written with: write it to memory and put the final name in.
+    with kaldiio.WriteHelper(f"ark,scp:{temporary},{temporary}.scp", compression_method=2) as writer:
+        for utterance, matrix in features.items():
+            writer(utterance, matrix)
+    for line in Path(f"{temporary}.scp").read_text(encoding="utf-8").splitlines():
+        utterance, location = line.split(maxsplit=1)
+        offsets[utterance] = f"{ark}:{location.rsplit(':', 1)[1]}"
+    os.unlink(f"{temporary}.scp")
+    os.replace(temporary, ark)
+    return {utterance: (offsets[utterance], len(matrix)) for utterance, matrix in features.items()}
+
+
+def _stamp(items: list[tuple[str, str, float]], options: dict) -> str:
+    sources = [(key, path, speed, os.stat(path).st_size, os.stat(path).st_mtime_ns) for key, path, speed in items]
+    return hashlib.sha256(json.dumps([sources, options]).encode()).hexdigest()
+
+
+def _finished(shard: Path, stamp: str) -> dict | None:
+    """The record of a finished shard, or None if it has to be made (again)."""
+    try:
+        record = json.loads(shard.with_suffix(shard.suffix + ".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if record["stamp"] != stamp:
+        return None
+    paths = {path.rsplit(":", 1)[0] if ".ark:" in path else path for path, _ in record["entries"].values()}
+    return record if all(os.path.exists(path) for path in paths) else None
+
+
+def _process_shard(shard: Path, items: list[tuple[str, str, float]], options: dict, stamp: str) -> dict:
+    """Write a shard and its record; unreadable recordings are listed under ``errors`` instead of stopping it."""
+    audio: dict[str, np.ndarray] = {}
+    record: dict = {"stamp": stamp, "entries": {}, "resampled": 0, "errors": []}
+    for utterance, path, speed in items:
+        try:
+            samples, rate = read_audio(path)
+        except UserError as error:
+            record["errors"].append(f"{utterance}: {error}")
+            continue
+        record["resampled"] += rate != options["fs"]
+        audio[utterance] = resample(samples, rate, options["fs"], speed)
+    if record["errors"]:
+        return record
+    write = _write_raw if options["feats_type"] == "raw" else _write_fbank
+    record["entries"] = write(shard, audio, options["fs"])
+    with atomic_open(shard.with_suffix(shard.suffix + ".json")) as stream:
+        json.dump(record, stream)
+    return record
+
+
+def _single_thread() -> None:
+    # Several processes already use the cores; threads inside them would only compete. torch reads this when it is
+    # imported, which only resampling and filterbanks need.
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def format_data_dir(source: Path, target: Path, feats_type: str, fs: int, nj: int) -> None:
+    """Write data directory `target` with the audio of `source` as FLAC or filterbanks at `fs` Hz.
+
+    Raises:
+        UserError: recordings that cannot be read; the shards without such recordings stay.
+    """
+    from tqdm import tqdm
+
+    tables = read_data_dir(source)
+    speeds = tables.pop("utt2speed", {})
+    items = [(key, tables["wav.scp"][key], float(speeds.get(key, 1))) for key in sorted(tables["wav.scp"])]
+    options = {"feats_type": feats_type, "fs": fs}
+    shards = {
+        target / "data" / f"format.{start // _SHARD_SIZE + 1}": items[start : start + _SHARD_SIZE]
+        for start in range(0, len(items), _SHARD_SIZE)
+    }
+    records = []
+    bar = tqdm(desc=str(target), total=len(items), unit="utt", dynamic_ncols=True)
+    with bar, ProcessPoolExecutor(nj, multiprocessing.get_context("fork"), initializer=_single_thread) as pool:
+        running = {}
+        for shard, members in shards.items():
+            stamp = _stamp(members, options)
+            record = _finished(shard, stamp)
+            if record is None:
+                running[pool.submit(_process_shard, shard, members, options, stamp)] = len(members)
+            else:
+                records.append(record)
+                bar.update(len(members))
+        for future in as_completed(running):
+            try:
+                records.append(future.result())
+            except BrokenProcessPool:
+                raise UserError(f"{target}: a process was killed (out of memory?); run with a smaller --nj") from None
+            bar.update(running[future])
+
+    errors = sorted(error for record in records for error in record["errors"])
+    if errors:
+        raise UserError(
+            f"{source}/wav.scp: {len(errors)} recordings cannot be used; replace or remove them: {shorten(errors)}"
+        )
+    resampled = sum(record["resampled"] for record in records)
+    if resampled:
+        print(f"{source}: {resampled} of {len(items)} recordings had another sampling rate, brought to {fs} Hz")
+
+    entries = {key: entry for record in records for key, entry in record["entries"].items()}
+    paths = {key: path for key, (path, _) in entries.items()}
+    if feats_type == "raw":
+        tables["wav.scp"] = paths
+        tables["utt2num_samples"] = {key: str(length) for key, (_, length) in entries.items()}
+    else:
+        del tables["wav.scp"]
+        tables["feats.scp"] = paths
+        tables["feats_shape"] = {key: f"{length},{MEL_BINS}" for key, (_, length) in entries.items()}
+        write_table(target / "feats_dim", {str(MEL_BINS): ""})
+    tables["text"] = {key: " ".join(text.split()) for key, text in tables["text"].items()}
+    write_data_dir(target, tables)
+    write_table(target / "feats_type", {feats_type: ""})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m espnet_lmu.data.format",
+        description="Copy a data directory with its audio as FLAC or as log-mel filterbanks, at one sampling rate.",
+    )
+    parser.add_argument("--feats_type", choices=["raw", "fbank"], default="raw", help="what to write (%(default)s)")
+    parser.add_argument("--fs", default="16k", help="sampling rate, e.g. 16k (%(default)s)")
+    parser.add_argument("--nj", type=int, default=1, help="number of processes (%(default)s)")
+    parser.add_argument("source", metavar="DIR", help="data directory, e.g. data/train")
+    parser.add_argument("target", metavar="OUTPUT", help="data directory to write, e.g. dump/raw/org/train")
+    args = parser.parse_args()
+    format_data_dir(Path(args.source), Path(args.target), args.feats_type, parse_rate(args.fs), max(args.nj, 1))
+
+
+if __name__ == "__main__":
+    command_line(main)

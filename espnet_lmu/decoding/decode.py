@@ -1,0 +1,83 @@
+"""Stage 12: decode one data directory, by greedy CTC or by ESPnet's search, as the decoding configuration says."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import yaml
+
+from espnet_lmu.data.files import command_line
+from espnet_lmu.decoding.results import write_hypotheses
+from espnet_lmu.errors import UserError
+
+_GREEDY_SETTINGS = {"decoding", "batch_size"}
+
+
+def read_settings(path: Path | None) -> dict:
+    """Settings of a decoding configuration; without a file, greedy decoding.
+
+    Raises:
+        UserError: the file is no YAML mapping, or greedy decoding has a setting that it does not know.
+    """
+    if path is None:
+        return {"decoding": "greedy"}
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: expected lines of NAME: VALUE")
+    decoding = settings.get("decoding", "search")
+    if decoding not in ("greedy", "search"):
+        raise UserError(f"{path}: decoding: {decoding}: give greedy, or leave it out for ESPnet's search")
+    if decoding == "greedy":
+        unknown = sorted(set(settings) - _GREEDY_SETTINGS)
+        if unknown:
+            raise UserError(f"{path}: greedy decoding has no setting {unknown[0]}; it has batch_size")
+        size = settings.get("batch_size", 1)
+        if not isinstance(size, int) or size < 1:
+            raise UserError(f"{path}: batch_size: {size}: give a whole number of utterances")
+    return settings
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m espnet_lmu.decoding.decode", description=__doc__)
+    parser.add_argument("--inference_config", type=Path, metavar="YAML", help="decoding settings (default: greedy)")
+    parser.add_argument("--inference_args", default="", help="further arguments of ESPnet's asr_inference")
+    parser.add_argument("--nj", type=int, default=1, help="number of processes (%(default)s)")
+    parser.add_argument("--ngpu", type=int, default=0, help="1 to use a GPU (%(default)s)")
+    parser.add_argument("--asr_train_config", type=Path, required=True, metavar="YAML", help="EXPDIR/config.yaml")
+    parser.add_argument("--asr_model_file", type=Path, required=True, metavar="PTH", help="weights, in EXPDIR")
+    parser.add_argument("data_dir", type=Path, metavar="DIR", help="formatted data directory, e.g. dump/raw/test")
+    parser.add_argument("output_dir", type=Path, metavar="OUTPUT", help="where text, token, token_int and score go")
+    args = parser.parse_args()
+
+    settings = read_settings(args.inference_config)
+    if settings.get("decoding") == "greedy":
+        if args.inference_args:
+            raise UserError("--inference_args is for ESPnet's search; greedy decoding takes its settings from the YAML")
+        from espnet_lmu.decoding.greedy import decode_greedy
+
+        batch_size = settings.get("batch_size", 16)
+        hypotheses = decode_greedy(
+            args.data_dir, args.asr_train_config, args.asr_model_file, batch_size, args.nj, min(args.ngpu, 1)
+        )
+    else:
+        from espnet_lmu.decoding.search import decode_beam
+
+        hypotheses = decode_beam(
+            args.data_dir,
+            args.asr_train_config,
+            args.asr_model_file,
+            args.output_dir,
+            args.inference_config,
+            args.inference_args,
+            args.nj,
+            min(args.ngpu, 1),
+        )
+    write_hypotheses(args.output_dir, hypotheses)
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -1,0 +1,74 @@
+"""Multi-head self-attention of the encoder: pre-norm, no biases, rotary positions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def rotate(x: Tensor, positions: Tensor) -> Tensor:
+    """Rotary position embedding (Su et al. 2021, "RoFormer", eq. 34); it has no parameters.
+
+    Args:
+        x: queries or keys, (B, heads, T, head size); the head size is even.
+        positions: frame index of each of the T positions, (T,).
+
+    Returns:
+        `x` with each pair (i, i + half) turned by `positions * 10000^(-i / half)`, same shape and dtype.
+    """
+    half = x.size(-1) // 2
+    # float32 throughout: bf16 has no room for positions above 256.
+    frequencies = 10000.0 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    angles = positions.to(torch.float32)[:, None] * frequencies
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class SelfAttention(nn.Module):
+    """LayerNorm, then multi-head self-attention with four bias-free projections: 4 D^2 + 2 D parameters.
+
+    Args:
+        size: feature dimension D.
+        heads: number of heads; D / heads must be an even number.
+        dropout_rate: dropout of the attention weights.
+    """
+
+    def __init__(self, size: int, heads: int, dropout_rate: float = 0.0):
+        super().__init__()
+        if heads < 1 or size % heads or (size // heads) % 2:
+            raise ValueError(f"output_size {size} must be an even multiple of attention_heads {heads}")
+        self.heads = heads
+        self.dropout_rate = dropout_rate
+        self.norm = nn.LayerNorm(size)
+        self.query = nn.Linear(size, size, bias=False)
+        self.key = nn.Linear(size, size, bias=False)
+        self.value = nn.Linear(size, size, bias=False)
+        self.out = nn.Linear(size, size, bias=False)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Attend from each frame to all valid frames.
+
+        Args:
+            x: (B, T, D).
+            valid: (B, T), true for frames of the sequence, false for padding; None if there is no padding.
+
+        Returns:
+            (B, T, D), without the residual; rows of padding are meaningless (but finite).
+        """
+        B, T, D = x.shape
+        x = self.norm(x)
+        positions = torch.arange(T, device=x.device)
+        query, key, value = (
+            projection(x).view(B, T, self.heads, D // self.heads).transpose(1, 2)
+            for projection in (self.query, self.key, self.value)
+        )
+        out = F.scaled_dot_product_attention(
+            rotate(query, positions),
+            rotate(key, positions),
+            value,
+            attn_mask=None if valid is None else valid[:, None, None, :],
+            dropout_p=self.dropout_rate if self.training else 0.0,
+        )
+        return self.out(out.transpose(1, 2).reshape(B, T, D))

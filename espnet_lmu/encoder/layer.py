@@ -1,0 +1,55 @@
+"""One layer of the encoder: self-attention, then a Legendre Memory Unit, each pre-norm with a residual."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from espnet_lmu.encoder.attention import SelfAttention
+
+
+class LMULayer(nn.Module):
+    """x + attention(x), then x + LMU(norm(x)), then (optionally) x + feed-forward(x).
+
+    Args:
+        size: feature dimension D.
+        lmu: a layer of `espnet_lmu.lmu` from D to D: (x, lengths) -> (y, state).
+        attention: the self-attention in front (with a norm of its own), or None.
+        linear_units: hidden units of the position-wise feed-forward module at the end; 0 for none, as in the
+            published model.
+        dropout_rate: dropout of each branch before it is added.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        lmu: nn.Module,
+        attention: SelfAttention | None,
+        linear_units: int = 0,
+        dropout_rate: float = 0.1,
+    ):
+        super().__init__()
+        self.attention = attention
+        self.norm = nn.LayerNorm(size)
+        self.lmu = lmu
+        self.feed_forward = (
+            nn.Sequential(
+                nn.LayerNorm(size),
+                nn.Linear(size, linear_units),
+                nn.SiLU(),
+                nn.Dropout(dropout_rate),
+                nn.Linear(linear_units, size),
+            )
+            if linear_units
+            else None
+        )
+        self.dropout = nn.Dropout(dropout_rate)
+
+    def forward(self, x: Tensor, lengths: Tensor, valid: Tensor | None) -> Tensor:
+        """(B, T, D), valid frames (B,), validity (B, T) or None for no padding -> (B, T, D)."""
+        if self.attention is not None:
+            x = x + self.dropout(self.attention(x, valid))
+        y, _ = self.lmu(self.norm(x), lengths)
+        x = x + self.dropout(y)
+        if self.feed_forward is not None:
+            x = x + self.dropout(self.feed_forward(x))
+        return x

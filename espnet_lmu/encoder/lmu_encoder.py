@@ -1,0 +1,190 @@
+"""`encoder: lmu` for ESPnet: layers of self-attention and Legendre Memory Units between two linear layers.
+
+The one file that knows ESPnet's AbsEncoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from espnet2.asr.ctc import CTC
+from espnet2.asr.encoder.abs_encoder import AbsEncoder
+from espnet_lmu.encoder.attention import SelfAttention
+from espnet_lmu.encoder.layer import LMULayer
+from espnet_lmu.encoder.subsampling import build_input_layer
+from espnet_lmu.lmu import LMU, Bidirectional, ParallelLMU
+
+LMU_TYPES = {"original": LMU, "parallel": ParallelLMU}
+
+
+def _refuse_other_weights(
+    module, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+) -> None:
+    """Fail on missing or unknown weights: ESPnet loads with `strict=False`, which leaves them random silently."""
+    own = {prefix + name for name in module.state_dict()}
+    given = {name for name in state_dict if name.startswith(prefix)}
+    if own != given:
+        problems = [
+            f"{title}: {', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''}"
+            for title, names in (("missing", own - given), ("unknown", given - own))
+            if names
+        ]
+        raise RuntimeError(f"the weights do not fit this LMU encoder ({'; '.join(problems)})")
+
+
+class LMUEncoder(AbsEncoder):
+    """Frames -> input layer -> num_blocks x [self-attention, LMU, LayerNorm] -> linear.
+
+    The defaults are the published model of the "base" size. B: batch size, T: frames, T': frames after the input
+    layer, F: features per frame, D: output size.
+
+    Args:
+        input_size: features per frame F (given by ESPnet).
+        output_size: D, also the hidden size of the LMUs.
+        num_blocks: number of layers.
+        memory_size: order d of the Legendre memory.
+        theta: window of the memory in frames (after the input layer).
+        lmu_type: "original" (Voelker et al. 2019) or "parallel" (Chilkuri & Eliasmith 2021, faster).
+        memory_d: number of memories, each fed by an own input channel ("parallel" only).
+        discretizer: "zoh" (zero-order hold) or "euler".
+        bidirectional: one LMU of size D/2 in each direction, instead of one of size D forward.
+        use_attention: whether layers have self-attention.
+        attention_heads: number of attention heads.
+        linear_units: hidden units of a position-wise feed-forward module at the end of each layer; 0 for none.
+        dropout_rate: dropout of each branch of a layer and of the input.
+        attention_dropout_rate: dropout of the attention weights.
+        input_layer: "linear", ESPnet's "conv2d" (by 4), "conv2d1", "conv2d2", "conv2d6", "conv2d8", or the
+            depthwise "dw_striding" (by 4) and "dw_striding8".
+        gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
+        interctc_layer_idx: layers (from 1) whose output is returned for intermediate CTC.
+        interctc_use_conditioning: add the intermediate CTC posteriors to the layer's output (self-conditioned CTC).
+
+    Raises:
+        ValueError: an option that cannot work.
+
+    Examples:
+        >>> encoder = LMUEncoder(80, output_size=64, num_blocks=2, memory_size=32, theta=40.0)
+        >>> out, out_lengths, _ = encoder(torch.randn(2, 50, 80), torch.tensor([50, 30]))
+        >>> out.shape
+        torch.Size([2, 50, 64])
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int = 512,
+        num_blocks: int = 4,
+        memory_size: int = 256,
+        theta: float = 200.0,
+        lmu_type: str = "original",
+        memory_d: int = 1,
+        discretizer: str = "zoh",
+        bidirectional: bool = False,
+        use_attention: bool = True,
+        attention_heads: int = 8,
+        linear_units: int = 0,
+        dropout_rate: float = 0.1,
+        attention_dropout_rate: float = 0.0,
+        input_layer: str = "linear",
+        gradient_checkpointing: bool = False,
+        interctc_layer_idx: Sequence[int] = (),
+        interctc_use_conditioning: bool = False,
+    ):
+        super().__init__()
+        if lmu_type not in LMU_TYPES:
+            raise ValueError(f"lmu_type {lmu_type!r} is unknown: one of {', '.join(LMU_TYPES)}")
+        if memory_d != 1 and lmu_type != "parallel":
+            raise ValueError(f"memory_d {memory_d} needs lmu_type parallel; the original LMU has one memory")
+        if num_blocks < 1:
+            raise ValueError(f"num_blocks {num_blocks} must be at least 1")
+        if bidirectional and output_size % 2:
+            raise ValueError(f"output_size {output_size} must be even for a bidirectional encoder")
+        for index in interctc_layer_idx:
+            if not 0 < index < num_blocks:
+                raise ValueError(f"interctc_layer_idx {index} must be between 1 and num_blocks - 1 = {num_blocks - 1}")
+
+        def build_lmu(hidden_size: int) -> nn.Module:
+            options = {"discretizer": discretizer}
+            if lmu_type == "parallel":
+                options["memory_d"] = memory_d
+            return LMU_TYPES[lmu_type](output_size, hidden_size, memory_size, theta, **options)
+
+        self._output_size = output_size
+        self.gradient_checkpointing = gradient_checkpointing
+        self.interctc_layer_idx = list(interctc_layer_idx)
+        # ESPnet reads this attribute, then sets `conditioning_layer` and passes `ctc` to `forward`.
+        self.interctc_use_conditioning = interctc_use_conditioning
+        self.conditioning_layer: nn.Module | None = None
+        self.embed = build_input_layer(input_layer, input_size, output_size)
+        self.dropout = nn.Dropout(dropout_rate)
+        self.layers = nn.ModuleList(
+            LMULayer(
+                output_size,
+                Bidirectional(build_lmu(output_size // 2), build_lmu(output_size // 2))
+                if bidirectional
+                else build_lmu(output_size),
+                SelfAttention(output_size, attention_heads, attention_dropout_rate) if use_attention else None,
+                linear_units,
+                dropout_rate,
+            )
+            for _ in range(num_blocks)
+        )
+        self.out = nn.Linear(output_size, output_size)
+        self.register_load_state_dict_pre_hook(_refuse_other_weights)
+
+    def output_size(self) -> int:
+        """Feature dimension D of the output."""
+        return self._output_size
+
+    def forward(
+        self,
+        xs_pad: Tensor,
+        ilens: Tensor,
+        prev_states: Tensor | None = None,
+        ctc: CTC | None = None,
+        return_all_hs: bool = False,
+    ) -> tuple[Tensor | tuple[Tensor, list], Tensor, None]:
+        """Encode a padded batch.
+
+        Args:
+            xs_pad: features, (B, T, F).
+            ilens: valid frames of each sequence, (B,).
+            prev_states: not used; there for AbsEncoder's signature.
+            ctc: ESPnet's CTC module, needed for (and only for) self-conditioned CTC.
+            return_all_hs: return the output of every layer beside the last.
+
+        Returns:
+            Output (B, T', D), zero on padding; valid frames of each sequence (B,); None.
+            Instead of the output alone, `(output, [(layer, its projected output (B, T', D)), ...])` with
+            `interctc_layer_idx`, and `(output, [output of each layer, ...])` with `return_all_hs`.
+
+        Raises:
+            TooShortUttError: a sequence is too short for the input layer.
+        """
+        x, lengths = self.embed(xs_pad, ilens)
+        x = x[:, : int(lengths.max())]
+        valid = torch.arange(x.size(1), device=x.device) < lengths.to(x.device)[:, None]
+        padded = None if bool(valid.all()) else valid
+        x = self.dropout(x)
+        intermediate, all_outputs = [], []
+        for index, layer in enumerate(self.layers, start=1):
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(layer, x, lengths, padded, use_reentrant=False)
+            else:
+                x = layer(x, lengths, padded)
+            if index in self.interctc_layer_idx:
+                projected = self.out(x)
+                intermediate.append((index, projected))
+                if self.interctc_use_conditioning:
+                    x = x + self.conditioning_layer(ctc.softmax(projected))
+            all_outputs.append(x)
+        out = self.out(x).masked_fill(~valid[:, :, None], 0.0)
+        if intermediate:
+            return (out, intermediate), lengths, None
+        if return_all_hs:
+            return (out, all_outputs), lengths, None
+        return out, lengths, None

@@ -1,0 +1,137 @@
+"""Input layers: from feature frames (B, T, F) to encoder frames (B, T', D), T' = about T / factor.
+
+The output of a valid frame never depends on padding: ESPnet's convolutions (no zero padding of their own) keep
+only the frames whose whole receptive field is valid, which is what each sequence gives when it is alone; the
+depthwise one clears the padding before every convolution.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from espnet.nets.pytorch_backend.transformer.subsampling import (
+    Conv2dSubsampling,
+    Conv2dSubsampling1,
+    Conv2dSubsampling2,
+    Conv2dSubsampling6,
+    Conv2dSubsampling8,
+    TooShortUttError,
+)
+
+# name -> (ESPnet's module, kernel and stride over time of each of its convolutions)
+_ESPNET = {
+    "conv2d": (Conv2dSubsampling, ((3, 2), (3, 2))),
+    "conv2d1": (Conv2dSubsampling1, ((3, 1), (3, 1))),
+    "conv2d2": (Conv2dSubsampling2, ((3, 2), (3, 1))),
+    "conv2d6": (Conv2dSubsampling6, ((3, 2), (5, 3))),
+    "conv2d8": (Conv2dSubsampling8, ((3, 2), (3, 2), (3, 2))),
+}
+INPUT_LAYERS = ("linear", *_ESPNET, "dw_striding", "dw_striding8")
+
+
+def _check_length(lengths: Tensor, shortest: int) -> None:
+    """Raise ESPnet's TooShortUttError, which its decoding commands catch, if an utterance gives no frame."""
+    length = int(lengths.min())
+    if length < shortest:
+        raise TooShortUttError(
+            f"has {length} frames and is too short for subsampling (it needs at least {shortest} frames), "
+            "return empty results",
+            length,
+            shortest,
+        )
+
+
+class LinearInput(nn.Module):
+    """A linear layer, no subsampling: F D + D parameters."""
+
+    def __init__(self, input_size: int, output_size: int):
+        super().__init__()
+        self.linear = nn.Linear(input_size, output_size)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, F), (B,) -> (B, T, D), (B,)."""
+        _check_length(lengths, 1)
+        return self.linear(x), lengths
+
+
+class Conv2dInput(nn.Module):
+    """One of ESPnet's Conv2dSubsampling modules, without its positional encoding.
+
+    Args:
+        name: `conv2d` (by 4), `conv2d1`, `conv2d2`, `conv2d6` or `conv2d8`.
+        input_size: features per frame F.
+        output_size: D.
+    """
+
+    def __init__(self, name: str, input_size: int, output_size: int):
+        super().__init__()
+        module, self.convolutions = _ESPNET[name]
+        self.embed = module(input_size, output_size, 0.0, pos_enc=nn.Identity())
+        shortest = 1
+        for kernel, stride in reversed(self.convolutions):
+            shortest = (shortest - 1) * stride + kernel
+        self.shortest = shortest
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, F), (B,) -> (B, T', D), (B,)."""
+        _check_length(lengths, self.shortest)
+        x, _ = self.embed(x, None)
+        for kernel, stride in self.convolutions:
+            lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
+        return x, lengths
+
+
+class DepthwiseStridingInput(nn.Module):
+    """Depthwise-separable striding (NeMo's `dw_striding`, Rekesh et al. 2023, "Fast Conformer").
+
+    A 3x3 convolution with stride 2, then depthwise 3x3 with stride 2 and pointwise 1x1 for each further halving,
+    all with `channels` channels whatever the encoder's size, then a linear layer. T' = ceil(T / factor).
+
+    Args:
+        input_size: features per frame F.
+        output_size: D.
+        factor: 4 or 8.
+        channels: channels of the convolutions.
+    """
+
+    def __init__(self, input_size: int, output_size: int, factor: int, channels: int = 64):
+        super().__init__()
+        stages: list[nn.Module] = [nn.Sequential(nn.Conv2d(1, channels, 3, 2, 1), nn.ReLU())]
+        frequencies = (input_size + 1) // 2
+        for _ in range(factor.bit_length() - 2):
+            stages.append(
+                nn.Sequential(
+                    nn.Conv2d(channels, channels, 3, 2, 1, groups=channels),
+                    nn.Conv2d(channels, channels, 1),
+                    nn.ReLU(),
+                )
+            )
+            frequencies = (frequencies + 1) // 2
+        self.stages = nn.ModuleList(stages)
+        self.out = nn.Linear(channels * frequencies, output_size)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, F), (B,) -> (B, T', D), (B,)."""
+        _check_length(lengths, 1)
+        x = x.unsqueeze(1)
+        for stage in self.stages:
+            valid = torch.arange(x.size(2), device=x.device) < lengths[:, None]
+            x = stage(x.masked_fill(~valid[:, None, :, None], 0.0))
+            lengths = torch.div(lengths + 1, 2, rounding_mode="floor")
+        return self.out(x.transpose(1, 2).flatten(2)), lengths
+
+
+def build_input_layer(name: str, input_size: int, output_size: int) -> nn.Module:
+    """The input layer called `name`, one of `INPUT_LAYERS`.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name == "linear":
+        return LinearInput(input_size, output_size)
+    if name in _ESPNET:
+        return Conv2dInput(name, input_size, output_size)
+    if name in ("dw_striding", "dw_striding8"):
+        return DepthwiseStridingInput(input_size, output_size, 8 if name.endswith("8") else 4)
+    raise ValueError(f"input_layer {name!r} is unknown: one of {', '.join(INPUT_LAYERS)}")

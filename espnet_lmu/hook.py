@@ -1,0 +1,114 @@
+"""What ESPnet's modules need right after (or while) they are imported, done without importing them.
+
+ESPnet has no entry points: a class becomes an encoder by being written into the ``encoder_choices`` of each
+task module. Importing a task takes about 13 s, so nothing is imported here; a finder on ``sys.meta_path``
+waits for the modules named in ``_HOOKS`` and acts when somebody imports them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import io
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+
+ENCODER_NAME = "lmu"
+
+# Tasks that call their encoder as AbsEncoder declares it. Not among them: hubert (passes `num_classes`), ssl
+# (passes `masks`), spk and lid (pass no lengths), enh and enh_tse (another AbsEncoder), asr_transducer (no choice).
+_TASKS = ("asr", "asvspoof", "cls", "diar", "mt", "s2st", "s2t", "s2t_ctc", "slu", "st")
+
+
+def _register_encoder(task: ModuleType) -> None:
+    """Add the encoder to every choice of `task` that takes an ``espnet2.asr`` encoder."""
+    from espnet2.asr.encoder.abs_encoder import AbsEncoder
+    from espnet2.train.class_choices import ClassChoices
+
+    from espnet_lmu.encoder.lmu_encoder import LMUEncoder
+
+    for choices in vars(task).values():
+        if isinstance(choices, ClassChoices) and choices.base_type is AbsEncoder:
+            choices.classes.setdefault(ENCODER_NAME, LMUEncoder)
+
+
+@contextlib.contextmanager
+def _no_flash_attention_notice() -> Iterator[None]:
+    """Drop the print to standard output that a missing (optional) flash_attn causes."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+@contextlib.contextmanager
+def _no_nltk_download() -> Iterator[None]:
+    """Keep g2p_en, imported by ESPnet's tokenizers, from reaching for the network.
+
+    Only its G2p class needs the corpora, and that class names the missing one itself.
+    """
+    import nltk
+
+    download, nltk.download = nltk.download, lambda *args, **kwargs: False
+    try:
+        yield
+    finally:
+        nltk.download = download
+
+
+def _atomic_checkpoints(trainer: ModuleType) -> None:
+    from espnet_lmu.training.checkpoint import write_checkpoints_atomically
+
+    write_checkpoints_atomically(trainer)
+
+
+# module -> (context manager around its execution, function called with it afterwards)
+_HOOKS: dict[str, tuple[Callable | None, Callable[[ModuleType], None] | None]] = {
+    **{f"espnet2.tasks.{task}": (None, _register_encoder) for task in _TASKS},
+    "espnet.nets.pytorch_backend.transformer.attention": (_no_flash_attention_notice, None),
+    "g2p_en.g2p": (_no_nltk_download, None),
+    "espnet2.train.trainer": (None, _atomic_checkpoints),
+    "espnet2.main_funcs.average_nbest_models": (None, _atomic_checkpoints),
+}
+
+
+class _Loader(importlib.abc.Loader):
+    """The module's own loader, with its hook around `exec_module`."""
+
+    def __init__(self, loader: importlib.abc.Loader, name: str):
+        self._loader = loader
+        self._around, self._after = _HOOKS[name]
+
+    def create_module(self, spec):
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module):
+        with self._around() if self._around else contextlib.nullcontext():
+            self._loader.exec_module(module)
+        if self._after:
+            self._after(module)
+
+    def __getattr__(self, name):
+        # runpy asks for get_code, inspect for get_source, ...
+        return getattr(self._loader, name)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname not in _HOOKS:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader, fullname)
+        return spec
+
+
+def install() -> None:
+    """Install the finder (once) and serve the modules that are imported already."""
+    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        return
+    sys.meta_path.insert(0, _Finder())
+    for name, (_, after) in _HOOKS.items():
+        if after and name in sys.modules:
+            after(sys.modules[name])

@@ -1,0 +1,29 @@
+"""Run an ESPnet command with the LMU encoder registered: ``python -m espnet_lmu.run -m espnet2.bin.asr_train ...``.
+
+ESPnet's distributed training spawns its workers; a spawned process imports the parent's ``__main__`` module
+again, and that is this file: importing the package, below, registers the encoder there too. It must not become
+``__main__.py`` (never imported again) and must leave ``sys.modules["__main__"]`` alone (`runpy`'s `alter_sys`).
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+import warnings
+
+import espnet_lmu  # noqa: F401  (registers the encoder, in spawned workers too)
+
+# Deprecated spellings inside ESPnet that its users can do nothing about.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"espnet2?\.")
+
+
+def main() -> None:
+    argv = sys.argv[1:]
+    if len(argv) < 2 or argv[0] != "-m":
+        sys.exit("usage: python -m espnet_lmu.run -m espnet2.bin.COMMAND [ARGUMENT ...]")
+    sys.argv = argv[1:]
+    runpy.run_module(argv[1], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Word, character and token error rates of hypotheses against references."""

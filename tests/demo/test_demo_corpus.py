@@ -1,0 +1,85 @@
+"""The demo corpus: speakers kept apart, data directories that stages accept, the same bytes every time."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from espnet_lmu.data.demo_corpus import SETS, demo_speakers, make_demo_corpus
+from espnet_lmu.data.kaldi_dir import read_data_dir
+from espnet_lmu.errors import UserError
+
+SCALE = 0.02  # 20, 1 and 4 utterances
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("corpus")
+    make_demo_corpus(directory / "audio", directory / "data", num_jobs=2, scale=SCALE)
+    return directory
+
+
+def audio_bytes(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in sorted((directory / "audio").rglob("*.*"))}
+
+
+def test_no_voice_of_one_set_is_heard_in_another():
+    variants = {name: {speaker.variant for speaker in speakers} for name, speakers in demo_speakers().items()}
+    assert not variants["train"] & variants["test"]
+    assert not variants["train"] & variants["valid"]
+    assert not variants["valid"] & variants["test"]
+    assert len(variants["train"]) >= 60 and len(variants["test"]) >= 10
+    assert demo_speakers(seed=2) != demo_speakers(seed=1)
+
+
+def test_data_directories_are_valid_and_name_only_the_speakers_of_their_set(corpus):
+    sizes = {}
+    for name in SETS:
+        tables = read_data_dir(corpus / "data" / name)
+        assert set(tables["utt2spk"].values()) <= {speaker.name for speaker in demo_speakers()[name]}
+        assert all(key.startswith(f"{speaker}-") for key, speaker in tables["utt2spk"].items())
+        sizes[name] = len(tables["text"])
+    assert sizes == {"train": 20, "valid": 1, "test": 4}
+
+
+def test_audio_is_16_khz_mono_flac_of_sensible_length_and_level(corpus):
+    for path in read_data_dir(corpus / "data" / "train")["wav.scp"].values():
+        info = soundfile.info(path)
+        assert (info.format, info.subtype, info.samplerate, info.channels) == ("FLAC", "PCM_16", 16000, 1)
+        samples, _ = soundfile.read(path)
+        assert 0.4 < info.duration < 6
+        assert 0.05 < np.abs(samples).max() < 0.99
+
+
+def test_is_the_same_for_any_number_of_processes_and_when_made_again(corpus, tmp_path):
+    before = audio_bytes(corpus)
+    assert len(before) == 25 and not any(name.endswith(".tmp") for name in before)
+    make_demo_corpus(tmp_path / "audio", tmp_path / "data", num_jobs=1, scale=SCALE)
+    assert audio_bytes(tmp_path) == before
+    make_demo_corpus(corpus / "audio", corpus / "data", num_jobs=2, scale=SCALE)
+    assert audio_bytes(corpus) == before
+    for name in SETS:
+        assert (tmp_path / "data" / name / "text").read_bytes() == (corpus / "data" / name / "text").read_bytes()
+
+
+def test_another_seed_makes_another_corpus(corpus, tmp_path):
+    make_demo_corpus(tmp_path / "audio", tmp_path / "data", seed=2, scale=SCALE)
+    texts = [(directory / "data" / "train" / "text").read_text() for directory in (corpus, tmp_path)]
+    assert texts[0] != texts[1]
+
+
+@pytest.mark.parametrize(("option", "value"), [("num_jobs", 0), ("scale", 0.0), ("scale", float("nan"))])
+def test_refuses_numbers_that_cannot_work(tmp_path, option, value):
+    with pytest.raises(UserError, match=str(value)):
+        make_demo_corpus(tmp_path / "audio", tmp_path / "data", **{option: value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_command_line_gives_one_line_for_a_bad_option():
+    command = [sys.executable, "-m", "espnet_lmu.data.demo_corpus", "--nj", "0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["error: --nj 0: give a number of processes of at least 1"]
