@@ -27,15 +27,18 @@ from espnet_lmu.errors import UserError
 SAMPLE_RATE = 16000
 SETS = ("train", "valid", "test")
 
-_NUM_UTTERANCES = {"train": 1000, "valid": 60, "test": 200}
-_NUM_SPEAKERS = {"valid": 8, "test": 16}  # training gets all others
+_NUM_UTTERANCES = {"train": 2000, "valid": 80, "test": 200}
+_NUM_VARIANTS = {"valid": 8, "test": 12}  # training gets all others
 # Of the English voices, en-shaw is left out: it reads the Shavian alphabet alone.
 _VOICES = ("en", "en-029", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-gb-x-rp", "en-us", "en-us-nyc")
-_RATE = (120, 200)  # words per minute
-_PITCH = (20, 80)
+# Variants made to be hard to understand: whispers, croaks, robots, sped-up speech.
+_ODD_VARIANTS = ("whisper", "whisperf", "croak", "Demonic", "fast", "UniRobot", "anikaRobot", "announcer", "Tweaky")
+_ODD_PREFIXES = ("robosoft", "iven", "Ricishay")
+_RATE = (120, 190)  # words per minute
+_PITCH = (25, 75)
 _SILENCE = (0.05, 0.25)  # seconds of noise alone at either end
 _REVERBERATION = (0.05, 0.3)  # seconds until the echo has fallen by 60 dB
-_SNR = (10.0, 30.0)  # dB
+_SNR = (15.0, 35.0)  # dB
 _PEAK = (0.1, 0.9)  # of full scale
 
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -63,16 +66,17 @@ class Speaker(NamedTuple):
 
 
 def demo_speakers(seed: int = 1) -> dict[str, list[Speaker]]:
-    """The speakers of each set; no variant is in two sets."""
+    """The speakers of each set; no variant is in two sets. Training has its variants on every voice."""
     choose = random.Random(f"speakers {seed}")
-    speakers = [Speaker(choose.choice(_VOICES), variant) for variant in espeak.variants()]
-    choose.shuffle(speakers)
-    num_valid, num_test = _NUM_SPEAKERS["valid"], _NUM_SPEAKERS["test"]
-    return {
-        "valid": speakers[:num_valid],
-        "test": speakers[num_valid : num_valid + num_test],
-        "train": speakers[num_valid + num_test :],
-    }
+    variants = [name for name in espeak.variants() if name not in _ODD_VARIANTS and not name.startswith(_ODD_PREFIXES)]
+    choose.shuffle(variants)
+    speakers = {}
+    for name, count in _NUM_VARIANTS.items():
+        taken, variants = variants[:count], variants[count:]
+        speakers[name] = [Speaker(choose.choice(_VOICES), variant) for variant in taken]
+    speakers["train"] = [Speaker(voice, variant) for voice in _VOICES for variant in variants]
+    choose.shuffle(speakers["train"])
+    return speakers
 
 
 def make_demo_corpus(audio_dir: Path, data_dir: Path, seed: int = 1, num_jobs: int = 1, scale: float = 1.0) -> None:
@@ -83,7 +87,7 @@ def make_demo_corpus(audio_dir: Path, data_dir: Path, seed: int = 1, num_jobs: i
         data_dir: Where the data directories go. Their wav.scp names the files by `audio_dir` as given here.
         seed: Another seed makes another corpus.
         num_jobs: Number of processes.
-        scale: Size, as a multiple of the usual 1000 + 60 + 200 utterances.
+        scale: Size, as a multiple of the usual 2000 + 80 + 200 utterances.
 
     Raises:
         UserError: eSpeak NG is missing, or a number is out of range.

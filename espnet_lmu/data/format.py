@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -128,9 +129,10 @@ def _process_shard(shard: Path, items: list[tuple[str, str, float]], options: di
 
 
 def _single_thread() -> None:
-    # Several processes already use the cores; threads inside them would only compete. torch reads this when it is
-    # imported, which only resampling and filterbanks need.
-    os.environ["OMP_NUM_THREADS"] = "1"
+    # The processes already fill the cores; threads inside them would only compete.
+    os.environ["OMP_NUM_THREADS"] = "1"  # for a torch that a process imports itself
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 def format_data_dir(source: Path, target: Path, feats_type: str, fs: int, nj: int) -> None:
@@ -149,18 +151,22 @@ def format_data_dir(source: Path, target: Path, feats_type: str, fs: int, nj: in
         target / "data" / f"format.{start // _SHARD_SIZE + 1}": items[start : start + _SHARD_SIZE]
         for start in range(0, len(items), _SHARD_SIZE)
     }
-    records = []
-    bar = tqdm(desc=str(target), total=len(items), unit="utt", dynamic_ncols=True)
-    with bar, ProcessPoolExecutor(nj, multiprocessing.get_context("fork"), initializer=_single_thread) as pool:
-        running = {}
-        for shard, members in shards.items():
-            stamp = _stamp(members, options)
-            record = _finished(shard, stamp)
-            if record is None:
-                running[pool.submit(_process_shard, shard, members, options, stamp)] = len(members)
-            else:
-                records.append(record)
-                bar.update(len(members))
+    records, missing = [], []
+    for shard, members in shards.items():
+        stamp = _stamp(members, options)
+        record = _finished(shard, stamp)
+        if record is None:
+            missing.append((shard, members, options, stamp))
+        else:
+            records.append(record)
+    if missing and (feats_type == "fbank" or any(speed != 1 for _, _, speed in items)):
+        import torchaudio  # noqa: F401  (seconds, spent once here and not in every process)
+
+    done = sum(len(record["entries"]) for record in records)
+    bar = tqdm(desc=str(target), total=len(items), initial=done, unit="utt", dynamic_ncols=True)
+    context = multiprocessing.get_context("fork")
+    with bar, ProcessPoolExecutor(nj, context, initializer=_single_thread) as pool:
+        running = {pool.submit(_process_shard, *task): len(task[1]) for task in missing}
         for future in as_completed(running):
             try:
                 records.append(future.result())

@@ -46,37 +46,51 @@ def main() -> None:
     parser.add_argument("--inference_config", type=Path, metavar="YAML", help="decoding settings (default: greedy)")
     parser.add_argument("--inference_args", default="", help="further arguments of ESPnet's asr_inference")
     parser.add_argument("--nj", type=int, default=1, help="number of processes (%(default)s)")
-    parser.add_argument("--ngpu", type=int, default=0, help="1 to use a GPU (%(default)s)")
+    parser.add_argument("--ngpu", type=int, default=0, help="0: CPU, otherwise one GPU (%(default)s)")
     parser.add_argument("--asr_train_config", type=Path, required=True, metavar="YAML", help="EXPDIR/config.yaml")
     parser.add_argument("--asr_model_file", type=Path, required=True, metavar="PTH", help="weights, in EXPDIR")
-    parser.add_argument("data_dir", type=Path, metavar="DIR", help="formatted data directory, e.g. dump/raw/test")
-    parser.add_argument("output_dir", type=Path, metavar="OUTPUT", help="where text, token, token_int and score go")
+    parser.add_argument("--data_feats", type=Path, required=True, metavar="DIR", help="formatted data: DIR/SET")
+    parser.add_argument("--decode_dir", type=Path, required=True, metavar="DIR", help="text, token, ... go to DIR/SET")
+    parser.add_argument("test_sets", metavar="SET", nargs="+", help="name of a test set")
     args = parser.parse_args()
 
     settings = read_settings(args.inference_config)
-    if settings.get("decoding") == "greedy":
-        if args.inference_args:
-            raise UserError("--inference_args is for ESPnet's search; greedy decoding takes its settings from the YAML")
-        from espnet_lmu.decoding.greedy import decode_greedy
+    greedy = settings.get("decoding") == "greedy"
+    if greedy and args.inference_args:
+        raise UserError("--inference_args is for ESPnet's search; greedy decoding takes its settings from the YAML")
+    for path in (args.asr_train_config, args.asr_model_file):
+        if not path.exists():
+            raise UserError(f"{path}: no such file; train first, or choose another model (--inference_asr_model)")
+    # A GPU serves one process.
+    nj = 1 if args.ngpu else max(args.nj, 1)
+    if greedy:
+        import torch
 
-        batch_size = settings.get("batch_size", 16)
-        hypotheses = decode_greedy(
-            args.data_dir, args.asr_train_config, args.asr_model_file, batch_size, args.nj, min(args.ngpu, 1)
-        )
+        from espnet_lmu.decoding.greedy import GreedyDecoder, decode_greedy
+
+        if args.ngpu and not torch.cuda.is_available():
+            raise UserError("no usable GPU here; decode with --ngpu 0")
+        if nj > 1:
+            torch.set_num_threads(1)
+        decoder = GreedyDecoder(args.asr_train_config, args.asr_model_file, "cuda" if args.ngpu else "cpu")
     else:
         from espnet_lmu.decoding.search import decode_beam
-
-        hypotheses = decode_beam(
-            args.data_dir,
-            args.asr_train_config,
-            args.asr_model_file,
-            args.output_dir,
-            args.inference_config,
-            args.inference_args,
-            args.nj,
-            min(args.ngpu, 1),
-        )
-    write_hypotheses(args.output_dir, hypotheses)
+    for name in args.test_sets:
+        data_dir, output_dir = args.data_feats / name, args.decode_dir / name
+        if greedy:
+            hypotheses = decode_greedy(data_dir, decoder, settings.get("batch_size", 16), nj)
+        else:
+            hypotheses = decode_beam(
+                data_dir,
+                args.asr_train_config,
+                args.asr_model_file,
+                output_dir,
+                args.inference_config,
+                args.inference_args,
+                nj,
+                min(args.ngpu, 1),
+            )
+        write_hypotheses(output_dir, hypotheses)
 
 
 if __name__ == "__main__":

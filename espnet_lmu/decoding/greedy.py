@@ -103,7 +103,7 @@ class GreedyDecoder:
         for i, (ids, score) in zip(long_enough, paths, strict=True):
             ids = [token for token in ids if token != self.sos_eos]
             tokens = self.converter.ids2tokens(ids)
-            text = self.tokenizer.tokens2text(tokens)
+            text = " ".join(self.tokenizer.tokens2text(tokens).split())
             hypotheses[i] = Hypothesis(text, " ".join(tokens), " ".join(map(str, ids)), f"{score:.4f}")
         return hypotheses
 
@@ -126,7 +126,7 @@ def _load_input(path: str, decoder: GreedyDecoder) -> np.ndarray:
     return samples
 
 
-_decoder: GreedyDecoder  # inherited by forked workers, so that ESPnet is imported and the model loaded once
+_decoder: GreedyDecoder  # inherited by forked workers: ESPnet is imported and the model loaded once
 
 
 def _decode_batch(batch: list[tuple[str, str]]) -> dict[str, Hypothesis]:
@@ -135,31 +135,22 @@ def _decode_batch(batch: list[tuple[str, str]]) -> dict[str, Hypothesis]:
     return {utterance: hypothesis for (utterance, _), hypothesis in zip(batch, hypotheses, strict=True)}
 
 
-def decode_greedy(
-    data_dir: Path, config_file: Path, model_file: Path, batch_size: int = 16, nj: int = 1, ngpu: int = 0
-) -> dict[str, Hypothesis]:
+def decode_greedy(data_dir: Path, decoder: GreedyDecoder, batch_size: int = 16, nj: int = 1) -> dict[str, Hypothesis]:
     """Decode a formatted data directory; prints the real-time factor (processing time / audio duration).
 
     Args:
         data_dir: with ``wav.scp`` or ``feats.scp``.
-        config_file: the experiment's ``config.yaml``.
-        model_file: the weights.
+        decoder: the model; on a GPU, `nj` must be 1.
         batch_size: utterances in a batch.
-        nj: processes; one with a GPU.
-        ngpu: 1 to use a GPU, 0 otherwise.
+        nj: processes to fork. OpenMP's threads do not survive a fork: with more than one, call
+            ``torch.set_num_threads(1)`` before the model is made.
     """
     global _decoder
-    import torch
     from tqdm import tqdm
 
-    if ngpu and not torch.cuda.is_available():
-        raise UserError("no usable GPU here; decode with --ngpu 0")
-    nj = 1 if ngpu else nj
-    if nj > 1:
-        # Before any parallel region: OpenMP's threads do not survive a fork.
-        torch.set_num_threads(1)
-    scp = read_table(data_dir / ("wav.scp" if (data_dir / "wav.scp").exists() else "feats.scp"))
-    _decoder = GreedyDecoder(config_file, model_file, "cuda" if ngpu else "cpu")
+    _decoder = decoder
+    raw = decoder.input_size is None
+    scp = read_table(data_dir / ("wav.scp" if raw else "feats.scp"))
     durations = read_durations(data_dir, _decoder.fs)
     check_same_ids(scp, data_dir, durations, f"{data_dir}: lengths")
     # Longest first: what does not fit into memory fails at once, and the short batches even out the end.
@@ -177,9 +168,7 @@ def decode_greedy(
                         hypotheses.update(future.result())
                         bar.update(len(future.result()))
                 except BrokenProcessPool:
-                    raise UserError(
-                        "a decoding process was killed (out of memory?); use fewer, --inference_nj"
-                    ) from None
+                    raise UserError("a decoding process was killed (out of memory?); lower --inference_nj") from None
                 finally:
                     pool.shutdown(cancel_futures=True)
         else:
@@ -193,7 +182,7 @@ def decode_greedy(
     if short:
         print(f"{data_dir.name}: {len(short)} utterances are too short for the model, no words: {shorten(short)}")
     print(
-        f"{data_dir.name}: {len(scp)} utterances, {seconds:.1f} s of audio in {elapsed:.1f} s with {nj} processes, "
+        f"{data_dir.name}: {len(scp)} utterances, {seconds:.1f} s of audio in {elapsed:.1f} s ({nj} processes), "
         f"real-time factor {elapsed / max(seconds, 1e-9):.4f}"
     )
     return hypotheses

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import warnings
 from pathlib import Path
 
 from espnet_lmu.data.files import shorten
@@ -18,12 +18,10 @@ def load_asr_model(config_file: str | Path, model_file: str | Path, device: str 
         the ESPnetASRModel in evaluation mode; the Namespace of its configuration.
 
     Raises:
-        UserError: a file is missing or damaged, or its parameters are not the model's.
+        UserError: the weights are damaged or not the model's, or a file that the configuration names is missing.
     """
-    for path in (config_file, model_file):
-        if not os.path.exists(path):
-            raise UserError(f"{path}: no such file; train first, or choose another model (--inference_asr_model)")
-
+    # Deprecated spellings inside ESPnet that its users can do nothing about.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"espnet2?\.")
     import torch
     from espnet2.tasks.asr import ASRTask
 

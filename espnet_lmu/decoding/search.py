@@ -53,9 +53,6 @@ def decode_beam(
     """
     from tqdm import tqdm
 
-    for path in (config_file, model_file):
-        if not path.exists():
-            raise UserError(f"{path}: no such file; train first, or choose another model (--inference_asr_model)")
     train_config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
     settings = yaml.safe_load(inference_config.read_text(encoding="utf-8")) or {} if inference_config else {}
     extra = shlex.split(arguments)

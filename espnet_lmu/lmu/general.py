@@ -46,11 +46,11 @@ class GeneralLMU(LegendreBuffers):
         hidden_to_memory: add W_uh, the path from the last output to the memory's input.
         memory_to_memory: add W_um, the path from the last memory to the memory's input.
         input_to_hidden: add the path from the input past the memory.
-        discretizer: "zoh", exact, or "euler", cheaper to learn theta with, stable for theta above about 4 d only.
+        discretizer: "zoh", exact, or "euler", cheaper to learn theta with, stable for theta of about d^2 / 3 or more.
         bias: whether b_u exists.
         hidden_bias: whether b exists.
         route: "step", and without feedback also "chunk", "fft", "conv" (see memory.py); "auto" takes the fastest.
-        chunk_size: frames per chunk of the chunk route.
+        chunk_size: frames per chunk of the chunk route, None for a size that suits the order.
         truncate_ir: the conv route drops the end of the impulse response up to this relative error.
     """
 
@@ -71,7 +71,7 @@ class GeneralLMU(LegendreBuffers):
         bias: bool = False,
         hidden_bias: bool = True,
         route: str = "auto",
-        chunk_size: int = 32,
+        chunk_size: int | None = None,
         truncate_ir: float = 1e-4,
     ) -> None:
         super().__init__(LegendreSystem(memory_size, theta, discretizer))

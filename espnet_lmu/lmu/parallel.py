@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from espnet_lmu.lmu.legendre import LegendreBuffers, LegendreSystem
-from espnet_lmu.lmu.memory import ROUTES, folding_saves_work, linear_memory, linear_readout, operators_of
+from espnet_lmu.lmu.memory import ROUTES, chunk_frames, folding_saves_work, linear_memory, linear_readout, operators_of
 from espnet_lmu.lmu.naive import valid_frames
 from espnet_lmu.lmu.original import check_sequences, computing_dtype
 
@@ -22,16 +22,20 @@ def make_activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
-def check_route(route: str, chunk_size: int) -> None:
+def check_route(route: str, chunk_size: int | None) -> None:
     """Raise ValueError for an unknown route or an impossible chunk."""
     if route not in ("auto", *ROUTES):
         raise ValueError(f"route must be one of auto, {', '.join(ROUTES)}, not {route!r}")
-    if chunk_size < 1:
+    if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1 frame, not {chunk_size}")
 
 
 def choose_route(route: str, frames: int) -> str:
-    """The route to take: the one asked for, or by measurement the fastest for this many frames."""
+    """The route to take: the one asked for, or the fastest as measured on a CPU.
+
+    Chunks and Fourier transforms take the same time within 10 % for orders 8 to 256 and 20 to 1,500 frames, the
+    steps up to twice as long; chunks are plain matrix products, exact in any type, and give the final state for free.
+    """
     if route != "auto":
         return route
     return "step" if frames <= 2 else "chunk"
@@ -55,8 +59,8 @@ class ParallelLMU(LegendreBuffers):
         discretizer: "zoh" or "euler".
         activation: f, one of "linear", "tanh", "relu", "gelu", "silu".
         bias: whether b_u and b exist.
-        route: "step", "chunk", "fft" (see memory.py), or "auto", the fastest by measurement.
-        chunk_size: frames per chunk of the chunk route.
+        route: "step", "chunk", "fft", "conv" (see memory.py; nothing is truncated), or "auto", the fastest.
+        chunk_size: frames per chunk of the chunk route, None for a size that suits the order.
 
     Example:
         >>> layer = ParallelLMU(80, 256, 16, theta=100, memory_d=8)
@@ -74,7 +78,7 @@ class ParallelLMU(LegendreBuffers):
         activation: str = "tanh",
         bias: bool = True,
         route: str = "auto",
-        chunk_size: int = 32,
+        chunk_size: int | None = None,
     ) -> None:
         super().__init__(LegendreSystem(memory_size, theta, discretizer))
         check_route(route, chunk_size)
@@ -133,11 +137,12 @@ class ParallelLMU(LegendreBuffers):
         operators = operators_of(self.system)
         sizes = (self.memory_d, self.memory_size, self.hidden_size)
         with torch.autocast(x.device.type, enabled=False):
-            if folding_saves_work(frames, batch, *sizes, route, self.chunk_size):
+            size = chunk_frames(self.chunk_size, frames, self.memory_size)
+            if folding_saves_work(frames, batch, *sizes, route, size):
                 weight = self.W_m.to(dtype).view(self.hidden_size, self.memory_d, self.memory_size)
-                readout, state = linear_readout(u, weight, operators, state, lengths, route, self.chunk_size)
+                readout, state = linear_readout(u, weight, operators, state, lengths, route, size)
             else:
-                memory, state = linear_memory(u, operators, state, lengths, route, self.chunk_size)
+                memory, state = linear_memory(u, operators, state, lengths, route, size)
                 readout = None
         if readout is None:
             readout = F.linear(memory.flatten(2).to(x.dtype), self.W_m)

@@ -17,7 +17,7 @@ die() {
 # BEGIN OPTIONS
 stage=1                   # First stage to run.
 stop_stage=13             # Last stage to run.
-ngpu=0                    # Number of GPUs for training; decoding uses one if there is any (0: CPU).
+ngpu=0                    # Number of GPUs to train on; decoding then uses one (0: CPU).
 nj=2                      # Number of processes that prepare data.
 python=python3            # Python interpreter with ESPnet installed.
 dumpdir=dump              # Directory of formatted audio and features.
@@ -43,7 +43,7 @@ asr_stats_dir=            # Directory of the statistics.
 feats_normalize=global_mvn # Normalization of the features.
 asr_speech_fold_length=800 # Fold length of speech, in frames (batch_type: folded).
 asr_text_fold_length=150  # Fold length of text, in tokens (batch_type: folded).
-inference_config=         # Decoding configuration (YAML); with "decoding: greedy", or none, batched greedy CTC.
+inference_config=         # Decoding settings (YAML); with "decoding: greedy", or none, greedy CTC.
 inference_args=           # Further arguments of asr_inference; they overrule the configuration.
 inference_tag=            # Name of the decoding directory, in place of one made from the options.
 inference_nj=2            # Number of decoding processes.
@@ -67,7 +67,7 @@ usage() {
 unknown_option() {
     local near
     # shellcheck disable=SC2086
-    near=$(python3 -c 'import difflib, sys
+    near=$("${python}" -c 'import difflib, sys
 print(" or ".join("--" + name for name in difflib.get_close_matches(sys.argv[1], sys.argv[2:], 3)))' "$1" ${options})
     die "unknown option --$1${near:+; did you mean ${near}?} (./run.sh --help lists all)"
 }
@@ -159,7 +159,7 @@ if runs 2 && [ -n "${speed_perturb_factors}" ]; then
 fi
 
 if runs 3; then
-    log "Stage 3: ${feats_type} at ${fs} Hz: data -> ${data_feats}"
+    log "Stage 3: ${feats_type} at ${fs}: data -> ${data_feats}"
     format() {
         "${python}" -m espnet_lmu.data.format --feats_type "${feats_type}" --fs "${fs}" --nj "${nj}" "data/$1" "$2/$1"
     }
@@ -240,7 +240,10 @@ if runs 11; then
         data_args+=(--normalize_conf "stats_file=${asr_stats_dir}/train/feats_stats.npz")
     fi
     [ "${ngpu}" -le 1 ] || data_args+=(--multiprocessing_distributed true)
-    # The console shows one line an epoch; the log has everything, of resumed runs too.
+    # The console shows each epoch's results and the time left; the log has everything, of resumed runs too.
+    epoch_started='s/.*INFO: ([0-9]+\/[0-9]+epoch started\. Estimated .*)/\1/p'
+    epoch_results='s/.*INFO: ([0-9]+epoch) results: \[train\] (.*, )?loss=([^,]+),.* time=([^,]+),.*\[valid\]'
+    epoch_results+=' (.*cer_ctc=([^,]+),)?.* loss=([^,]+),.*/\1: train loss \3 in \4, valid loss \7, CER \6/p'
     # shellcheck disable=SC2086
     "${python}" -m espnet_lmu.run -m espnet2.bin.asr_train --ngpu "${ngpu}" "${data_args[@]}" \
         --normalize "${feats_normalize}" --resume true --output_dir "${asr_exp}" \
@@ -249,7 +252,7 @@ if runs 11; then
         --valid_shape_file "${asr_stats_dir}/valid/speech_shape" \
         --valid_shape_file "${asr_stats_dir}/valid/text_shape.${token_type}" \
         --fold_length "${fold_length}" --fold_length "${asr_text_fold_length}" ${asr_args} 2>&1 |
-        tee -a "${asr_exp}/train.log" | { grep --line-buffered -o '[0-9]*epoch results: .*' || true; } ||
+        tee -a "${asr_exp}/train.log" | sed -unE -e "${epoch_started}" -e "${epoch_results}" ||
         die "stage 11: training failed: $(tail -n 1 "${asr_exp}/train.log") (log: ${asr_exp}/train.log)"
 fi
 
@@ -258,12 +261,11 @@ decode_dir=${asr_exp}/${inference_tag}
 if runs 12; then
     log "Stage 12: decoding: ${decode_dir}"
     need_file "${asr_exp}/config.yaml" 11
-    for dset in ${test_sets}; do
-        "${python}" -m espnet_lmu.decoding.decode ${inference_config:+--inference_config "${inference_config}"} \
-            --inference_args="${inference_args}" --nj "${inference_nj}" --ngpu "${ngpu}" \
-            --asr_train_config "${asr_exp}/config.yaml" --asr_model_file "${asr_exp}/${inference_asr_model}" \
-            "${data_feats}/${dset}" "${decode_dir}/${dset}"
-    done
+    # shellcheck disable=SC2086
+    "${python}" -m espnet_lmu.decoding.decode ${inference_config:+--inference_config "${inference_config}"} \
+        --inference_args="${inference_args}" --nj "${inference_nj}" --ngpu "${ngpu}" \
+        --asr_train_config "${asr_exp}/config.yaml" --asr_model_file "${asr_exp}/${inference_asr_model}" \
+        --data_feats "${data_feats}" --decode_dir "${decode_dir}" ${test_sets}
 fi
 
 if runs 13; then

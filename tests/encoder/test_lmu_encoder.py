@@ -1,0 +1,262 @@
+"""LMUEncoder: shapes, padding, options, parameter counts, loading of weights."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from espnet2.asr.ctc import CTC
+from espnet.nets.pytorch_backend.transformer.subsampling import TooShortUttError
+from espnet_lmu import LMUEncoder
+from espnet_lmu.bin import main
+from espnet_lmu.encoder.attention import SelfAttention
+from espnet_lmu.encoder.subsampling import INPUT_LAYERS
+
+CONF = Path(__file__).parents[2] / "conf"
+SMALL = {"output_size": 16, "num_blocks": 2, "memory_size": 6, "theta": 12.0, "attention_heads": 2}
+
+
+def make_encoder(**options) -> LMUEncoder:
+    torch.manual_seed(0)
+    return LMUEncoder(20, **{**SMALL, **options}).eval()
+
+
+def set_up_conditioning(encoder: LMUEncoder, vocab_size: int = 7) -> CTC:
+    encoder.conditioning_layer = torch.nn.Linear(vocab_size, encoder.output_size())
+    return CTC(vocab_size, encoder.output_size())
+
+
+VARIANTS = {
+    **{f"input={name}": {"input_layer": name} for name in INPUT_LAYERS},
+    "parallel": {"lmu_type": "parallel"},
+    "parallel, 3 memories": {"lmu_type": "parallel", "memory_d": 3, "linear_units": 24},
+    "bidirectional": {"bidirectional": True},
+    "bidirectional, parallel, dw_striding": {
+        "bidirectional": True,
+        "lmu_type": "parallel",
+        "memory_d": 2,
+        "input_layer": "dw_striding",
+    },
+    "no attention": {"use_attention": False},
+    "euler": {"discretizer": "euler", "theta": 200.0},
+}
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
+def test_padding_changes_nothing(options):
+    """Each sequence of a padded batch, whatever the padding holds, gives what it gives alone."""
+    encoder = make_encoder(**options)
+    lengths = torch.tensor([57, 31, 40])
+    x = torch.randn(3, 63, 20)
+    out, out_lengths, states = encoder(x, lengths)
+    assert states is None
+    assert out.shape == (3, int(out_lengths.max()), encoder.output_size())
+    x_other = torch.where(torch.arange(63)[None, :, None] < lengths[:, None, None], x, torch.full_like(x, 1e3))
+    other, _, _ = encoder(x_other, lengths)
+    torch.testing.assert_close(other, out, rtol=0, atol=1e-5)
+    for index, length in enumerate(lengths.tolist()):
+        alone, alone_length, _ = encoder(x[index : index + 1, :length], lengths[index : index + 1])
+        assert alone_length.item() == out_lengths[index].item() == alone.size(1)
+        torch.testing.assert_close(out[index, : alone.size(1)], alone[0], rtol=1e-4, atol=1e-5)
+        assert not out[index, alone.size(1) :].any()
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
+def test_every_parameter_learns(options):
+    encoder = make_encoder(**options).train()
+    out, _, _ = encoder(torch.randn(2, 60, 20), torch.tensor([60, 45]))
+    out.pow(2).sum().backward()
+    without = [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not without
+
+
+@pytest.mark.parametrize("name", INPUT_LAYERS)
+def test_too_short_input_is_espnets_error(name):
+    encoder = make_encoder(input_layer=name)
+    shortest = getattr(encoder.embed, "shortest", 1)
+    out, lengths, _ = encoder(torch.randn(1, shortest, 20), torch.tensor([shortest]))
+    assert out.size(1) == lengths.item() == 1
+    with pytest.raises(TooShortUttError) as error:
+        encoder(torch.randn(2, 40, 20), torch.tensor([40, shortest - 1]))
+    assert (error.value.actual_size, error.value.limit) == (shortest - 1, shortest)
+
+
+@pytest.mark.parametrize("name, factor", [("dw_striding", 4), ("dw_striding8", 8), ("conv2d", 4), ("conv2d6", 6)])
+def test_subsampling_factor(name, factor):
+    encoder = make_encoder(input_layer=name)
+    _, lengths, _ = encoder(torch.randn(1, 960, 20), torch.tensor([960]))
+    assert abs(lengths.item() - 960 / factor) <= 2
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    x, lengths = torch.randn(2, 30, 20), torch.tensor([30, 22])
+    gradients = []
+    for checkpointing in (False, True):
+        encoder = make_encoder(gradient_checkpointing=checkpointing, dropout_rate=0.0).train()
+        out, _, _ = encoder(x, lengths)
+        out.pow(2).sum().backward()
+        gradients.append([p.grad for p in encoder.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, plain)
+
+
+def test_gradient_checkpointing_recomputes():
+    calls = []
+    encoder = make_encoder(gradient_checkpointing=True).train()
+    encoder.layers[0].register_forward_pre_hook(lambda *_: calls.append(0))
+    encoder(torch.randn(1, 9, 20), torch.tensor([9]))[0].sum().backward()
+    assert len(calls) == 2
+
+
+def test_intermediate_ctc():
+    plain, encoder = make_encoder(), make_encoder(interctc_layer_idx=[1])
+    x, lengths = torch.randn(2, 30, 20), torch.tensor([30, 22])
+    (out, intermediate), _, _ = encoder(x, lengths)
+    assert [index for index, _ in intermediate] == [1]
+    assert intermediate[0][1].shape == out.shape
+    torch.testing.assert_close(out, plain(x, lengths)[0])
+
+
+def test_self_conditioning_feeds_the_posteriors_back():
+    encoder = make_encoder(interctc_layer_idx=[1], interctc_use_conditioning=True)
+    ctc = set_up_conditioning(encoder)
+    x, lengths = torch.randn(2, 30, 20), torch.tensor([30, 22])
+    (out, _), _, _ = encoder(x, lengths, ctc=ctc)
+    torch.nn.init.zeros_(encoder.conditioning_layer.weight)
+    torch.nn.init.zeros_(encoder.conditioning_layer.bias)
+    (unconditioned, _), _, _ = encoder(x, lengths, ctc=ctc)
+    assert not torch.allclose(out, unconditioned)
+    torch.testing.assert_close(unconditioned, make_encoder()(x, lengths)[0])
+
+
+def test_all_hidden_states():
+    encoder = make_encoder()
+    (out, hidden), _, _ = encoder(torch.randn(1, 12, 20), torch.tensor([12]), return_all_hs=True)
+    assert len(hidden) == 2
+    torch.testing.assert_close(encoder.out(hidden[-1]), out)
+
+
+def test_attention_sees_the_order_of_frames():
+    """Rotary positions: without them, reversing the frames would only reverse the output."""
+    torch.manual_seed(0)
+    attention = SelfAttention(16, 2)
+    x = torch.randn(1, 9, 16)
+    assert not torch.allclose(attention(x.flip(1)).flip(1), attention(x), atol=1e-4)
+
+
+def test_attention_depends_on_relative_positions_only():
+    torch.manual_seed(0)
+    attention = SelfAttention(16, 2).double()
+    x = torch.randn(1, 9, 16, dtype=torch.float64)
+    padded = torch.cat([torch.randn(1, 5, 16, dtype=torch.float64), x], dim=1)
+    valid = (torch.arange(14) >= 5)[None]
+    torch.testing.assert_close(attention(padded, valid)[:, 5:], attention(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"lmu_type": "serial"}, "original, parallel"),
+        ({"input_layer": "conv3d"}, "dw_striding"),
+        ({"memory_d": 2}, "lmu_type parallel"),
+        ({"num_blocks": 0}, "num_blocks"),
+        ({"attention_heads": 3}, "attention_heads"),
+        ({"theta": -1.0}, "theta"),
+        ({"memory_size": 0}, "order|memory_size"),
+        ({"interctc_layer_idx": [2]}, "interctc_layer_idx"),
+        ({"bidirectional": True, "output_size": 15, "attention_heads": 1, "use_attention": False}, "even"),
+    ],
+)
+def test_impossible_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_encoder(**options)
+
+
+def test_weights_of_another_model_are_refused():
+    encoder = make_encoder()
+    state = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
+    model = torch.nn.ModuleDict({"encoder": make_encoder()})
+    model.load_state_dict(state, strict=False)
+    state["encoder.layers.0.lmu.W_q"] = state.pop("encoder.layers.0.lmu.W_x")
+    # ESPnet loads with strict=False
+    with pytest.raises(RuntimeError, match=r"missing: encoder\.layers\.0\.lmu\.W_x; unknown: encoder\.layers\.0\.lmu\.W_q"):
+        model.load_state_dict(state, strict=False)
+
+
+PARTS = ["input projection", "LMU layers", "attention layers", "layer normalization", "output projection", "CTC"]
+
+
+@pytest.mark.parametrize(
+    "size, counts, per_layer, fp32, fp16",
+    [
+        ("demo", [20736, 328960, 525312, 1024, 65792, 7453], (164480, 262656), 3.62, 1.81),
+        ("base", [41472, 2626560, 4198400, 4096, 262656, 14877], (656640, 1049600), 27.27, 13.63),
+        ("large", [82944, 15744000, 25178112, 12288, 1049600, 29725], (2624000, 4196352), 160.59, 80.29),
+    ],
+)
+def test_published_sizes(size, counts, per_layer, fp32, fp16, capsys):
+    assert main.main(["params", "--json", str(CONF / f"train_asr_lmu_{size}.yaml")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [(part["name"], part["parameters"]) for part in report["parts"]] == list(zip(PARTS, counts, strict=True))
+    assert (report["parts"][1]["per_layer"], report["parts"][2]["per_layer"]) == per_layer
+    assert report["total"] == sum(counts)
+    assert (round(report["size_mb"]["fp32"], 2), round(report["size_mb"]["fp16"], 2)) == (fp32, fp16)
+
+
+def test_base_without_attention(tmp_path, capsys):
+    config = tmp_path / "train.yaml"
+    config.write_text("encoder: lmu\nencoder_conf: {use_attention: false}\n")
+    assert main.main(["params", str(config)]) == 0
+    table = capsys.readouterr().out
+    assert "2,949,661" in table and "attention" not in table
+
+
+def test_base_training_memory(capsys):
+    main.main(["params", "--json", str(CONF / "train_asr_lmu_base.yaml")])
+    memory = {name: round(value, 2) for name, value in json.loads(capsys.readouterr().out)["training_memory_gb"].items()}
+    assert memory == {
+        "weights": 0.03,
+        "gradients": 0.03,
+        "adam_states": 0.05,
+        "total": 0.11,
+        "with_activations": 0.21,
+        "mixed_precision": 0.09,
+    }
+
+
+def test_params_counts_what_it_builds(tmp_path, capsys):
+    """Options with parameters of their own are in the table: it adds up to the model ESPnet builds."""
+    options = {**SMALL, "lmu_type": "parallel", "memory_d": 2, "linear_units": 24, "input_layer": "dw_striding"}
+    config = tmp_path / "train.yaml"
+    config.write_text(f"encoder: LMU\ninput_size: 20\nencoder_conf: {json.dumps(options)}\n")
+    main.main(["params", "--json", "--vocab_size", "7", str(config)])
+    encoder = make_encoder(**options)
+    expected = sum(p.numel() for p in [*encoder.parameters(), *CTC(7, 16).parameters()])
+    assert json.loads(capsys.readouterr().out)["total"] == expected
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (None, "No such file"),
+        ("encoder: conformer\n", "needs `encoder: lmu`, found encoder 'conformer'"),
+        ("encoder: [lmu\n", "not valid YAML"),
+        ("encoder: lmu\nencoder_conf: {memory_sise: 3}\n", "unexpected option 'memory_sise'"),
+        ("encoder: lmu\nencoder_conf: {lmu_type: serial}\n", "lmu_type 'serial' is unknown"),
+    ],
+)
+def test_params_names_the_wrong_file(text, message, tmp_path, capsys):
+    config = tmp_path / "train.yaml"
+    if text is not None:
+        config.write_text(text)
+    assert main.main(["params", str(config)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {config}: ") and message in error and error.count("\n") == 1
+
+
+def test_help_needs_no_heavy_import():
+    code = "import sys; from espnet_lmu.bin.main import build_parser; build_parser(None).format_help(); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

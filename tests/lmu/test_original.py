@@ -1,0 +1,203 @@
+"""The original LMU: the fused form against the step loop, and what the layer promises."""
+
+import math
+import threading
+
+import pytest
+import torch
+from lmu_agreement import assert_agree, assert_all_agree, outputs_and_gradients, randomise
+
+from espnet_lmu.lmu import LMU
+from espnet_lmu.lmu.naive import naive_lmu
+from espnet_lmu.lmu.original import fused_lmu, single_thread
+
+PARAMETERS = ("e_x", "e_h", "e_m", "W_x", "W_h", "W_m")
+
+
+def make_case(dtype, batch=3, frames=11, input_size=5, hidden_size=7, memory_size=6, theta=9.0):
+    torch.manual_seed(frames)
+    layer = LMU(input_size, hidden_size, memory_size, theta).to(dtype)
+    randomise(layer)
+    inputs = {"x": torch.randn(batch, frames, input_size), **{name: getattr(layer, name) for name in PARAMETERS}}
+    inputs |= {"A": layer.A, "B": layer.B}
+    inputs |= {"h": torch.randn(batch, hidden_size), "m": torch.randn(batch, memory_size)}
+    return {
+        name: value.detach().to(dtype).requires_grad_(name not in ("A", "B")) for name, value in inputs.items()
+    }, layer
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"frames": 1},
+        {"frames": 2, "batch": 1},
+        {"frames": 53, "theta": 6.5},
+        {"theta": 400.0},
+        {"input_size": 1, "hidden_size": 1, "memory_size": 1},
+        {"hidden_size": 17, "memory_size": 33},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("lengths", [False, True])
+def test_fused_form_agrees_with_the_step_loop(dtype, sizes, lengths):
+    inputs, _ = make_case(dtype, **sizes)
+    batch, frames, _ = inputs["x"].shape
+    lengths = torch.tensor([frames, max(1, frames // 3), 0][:batch]) if lengths else None
+    expected = outputs_and_gradients(lambda: naive_lmu(**inputs, lengths=lengths), inputs)
+    actual = outputs_and_gradients(lambda: fused_lmu(**inputs, lengths=lengths), inputs)
+    assert_all_agree(actual, expected)
+
+
+def test_gradients_are_those_of_finite_differences():
+    inputs, _ = make_case(torch.float64, batch=2, frames=4, input_size=2, hidden_size=3, memory_size=2)
+    lengths = torch.tensor([4, 2])
+
+    def run(*values):
+        y, state = fused_lmu(*values, lengths)
+        return y, *state
+
+    assert torch.autograd.gradcheck(run, tuple(inputs.values()))
+
+
+def test_parameters_are_exactly_the_six():
+    layer = LMU(5, 7, 6, 9.0)
+    shapes = {name: tuple(value.shape) for name, value in layer.named_parameters()}
+    assert shapes == {"e_x": (1, 5), "e_h": (1, 7), "e_m": (1, 6), "W_x": (7, 5), "W_h": (7, 7), "W_m": (7, 6)}
+    assert set(layer.state_dict()) - set(shapes) == {"A", "B"}
+
+
+def test_initialisation_is_the_papers():
+    torch.manual_seed(0)
+    layer = LMU(300, 400, 200, 100.0)
+    for encoder in (layer.e_x, layer.e_h):
+        bound = math.sqrt(3 / encoder.shape[1])
+        assert 0.95 * bound < encoder.abs().max() <= bound
+    assert not layer.e_m.any()
+    for kernel in (layer.W_x, layer.W_h, layer.W_m):
+        assert abs(kernel.std().item() / math.sqrt(2 / sum(kernel.shape)) - 1) < 0.02
+
+
+def test_padding_never_changes_a_result():
+    inputs, layer = make_case(torch.float32, frames=13)
+    x, lengths = inputs["x"].detach().clone(), torch.tensor([13, 5, 1])
+    for row, length in enumerate(lengths):
+        x[row, length:] = float("nan")
+    state = (inputs["h"].detach(), inputs["m"].detach())
+    x.requires_grad_()
+    y, (h, m) = layer(x, lengths, state)
+    (y.sum() + h.sum() + m.sum()).backward()
+    for row, length in enumerate(lengths):
+        alone = x.detach()[row : row + 1, :length].requires_grad_()
+        y_alone, (h_alone, m_alone) = layer(alone, state=tuple(part[row : row + 1] for part in state))
+        (y_alone.sum() + h_alone.sum() + m_alone.sum()).backward()
+        assert_agree(y[row, :length], y_alone[0], "y")
+        assert not y[row, length:].any()
+        assert_agree(h[row], h_alone[0], "h")
+        assert_agree(m[row], m_alone[0], "m")
+        assert_agree(x.grad[row, :length], alone.grad[0], "gradient")
+        assert not x.grad[row, length:].any()
+
+
+def test_a_recurrence_that_overflows_in_the_padding_leaves_gradients_finite():
+    layer = LMU(2, 3, 4, 5.0)
+    with torch.no_grad():
+        layer.e_m.fill_(30.0)
+    x = torch.randn(2, 200, 2)
+    y, _ = layer(x, torch.tensor([3, 2]))
+    y.sum().backward()
+    assert y.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+
+
+def test_frame_by_frame_equals_the_whole():
+    inputs, layer = make_case(torch.float64)
+    whole, (h, m) = layer(inputs["x"])
+    state, pieces = None, []
+    for frame in inputs["x"].split(1, dim=1):
+        y, state = layer(frame, state=state)
+        pieces.append(y)
+    assert_agree(torch.cat(pieces, 1), whole)
+    assert_agree(state[0], h)
+    assert_agree(state[1], m)
+
+
+def test_gradient_reaches_the_piece_before_through_the_state():
+    inputs, layer = make_case(torch.float64)
+    x = inputs["x"]
+    (expected,) = torch.autograd.grad(layer(x)[0].square().sum(), x)
+    first, state = layer(x[:, :4])
+    second, _ = layer(x[:, 4:], state=state)
+    (actual,) = torch.autograd.grad(first.square().sum() + second.square().sum(), x)
+    assert_agree(actual, expected)
+
+
+@pytest.mark.parametrize("half_layer", [False, True], ids=["autocast", "bfloat16 layer"])
+def test_half_precision_runs_the_recurrence_in_float32(half_layer):
+    inputs, layer = make_case(torch.float32, frames=150)
+    x = inputs["x"].detach().bfloat16()
+    if half_layer:
+        layer.bfloat16()
+        y, state = layer(x)
+    else:
+        with torch.autocast("cpu", torch.bfloat16):
+            y, state = layer(x)
+    layer.float()
+    expected, expected_state = layer(x.float())
+    assert y.dtype == torch.bfloat16 and all(part.dtype == torch.float32 for part in state)
+    assert_agree(y, expected, tolerance=0.01)
+    assert_agree(state[1], expected_state[1])
+    y.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+
+
+def test_no_gradient_and_inference_mode():
+    inputs, layer = make_case(torch.float32)
+    expected = layer(inputs["x"])[0]
+    with torch.no_grad():
+        assert not layer(inputs["x"])[0].requires_grad
+    with torch.inference_mode():
+        assert_agree(layer(inputs["x"])[0], expected)
+
+
+def test_loop_runs_on_one_thread_and_gives_the_threads_back():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with single_thread(torch.device("cpu")):
+            assert torch.get_num_threads() == 1
+        inputs, layer = make_case(torch.float32)
+        layer(inputs["x"])[0].sum().backward()
+        assert torch.get_num_threads() == 2
+        with pytest.raises(RuntimeError), single_thread(torch.device("cpu")):
+            raise RuntimeError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_runs_from_several_threads_at_once():
+    inputs, layer = make_case(torch.float32, frames=60)
+    expected = layer(inputs["x"])[0]
+    results = [None] * 4
+
+    def work(i):
+        results[i] = layer(inputs["x"])[0]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in results:
+        assert_agree(result, expected)
+
+
+@pytest.mark.parametrize(
+    "shape, lengths",
+    [((2, 4), None), ((2, 4, 6), None), ((2, 0, 5), None), ((2, 4, 5), torch.tensor([4]))],
+)
+def test_input_of_a_wrong_shape_is_refused(shape, lengths):
+    with pytest.raises(ValueError, match="expected"):
+        LMU(5, 7, 6, 9.0)(torch.zeros(shape), lengths)

@@ -1,0 +1,105 @@
+"""AN4: the sets, ids and texts of ESPnet's recipe, from the archive, its folder or a download."""
+
+import io
+import tarfile
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from recipe_tools import one_line_error, run_module
+
+from espnet_lmu.data import an4
+from espnet_lmu.data.kaldi_dir import read_data_dir, read_table
+from espnet_lmu.errors import UserError
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    """103 training and 2 test recordings laid out as in the official archive; returns the folder an4."""
+    root = tmp_path / "unpacked" / "an4"
+    train = [f"an{number}-{speaker}-b" for speaker in ("mblb", "fash") for number in range(300, 352)][:103]
+    test = ["an406-fcaw-b", "cen8-fcaw-b"]
+    for files, folder in ((train, "an4_clstk"), (test, "an4test_clstk")):
+        for file in files:
+            path = root / "wav" / folder / file.split("-")[1] / f"{file}.sph"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, np.zeros(1600), 16000, format="NIST", subtype="PCM_16")
+    (root / "etc").mkdir()
+    lines = "".join(f"<s> ENTER  {number} </s> ({file})\n" for number, file in enumerate(train))
+    (root / "etc" / "an4_train.transcription").write_text(lines)
+    (root / "etc" / "an4_test.transcription").write_text("RUBOUT G M (an406-fcaw-b)\nYES (cen8-fcaw-b)\n\n")
+    return root
+
+
+def make_archive(corpus: Path) -> Path:
+    archive = corpus.parent / "an4_sphere.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(corpus, "an4")
+    return archive
+
+
+def test_first_hundred_sorted_training_utterances_are_dev(corpus, tmp_path):
+    an4.prepare(corpus, tmp_path / "data")
+    tables = {name: read_data_dir(tmp_path / "data" / name) for name in ("train_nodev", "train_dev", "test")}
+    assert {name: len(table["text"]) for name, table in tables.items()} == {
+        "train_nodev": 3,
+        "train_dev": 100,
+        "test": 2,
+    }
+    together = list(tables["train_dev"]["text"]) + list(tables["train_nodev"]["text"])
+    assert together == sorted(together) and together[0] == "fash-an300-b"
+    assert tables["test"]["text"] == {"fcaw-an406-b": "RUBOUT G M", "fcaw-cen8-b": "YES"}
+    assert tables["train_dev"]["text"]["fash-an300-b"] == "ENTER 52"
+    assert tables["test"]["utt2spk"]["fcaw-cen8-b"] == "fcaw"
+
+
+def test_archive_gives_what_its_folder_gives(corpus, tmp_path):
+    archive = make_archive(corpus)
+    for source, name in ((archive, "one"), (corpus, "two")):
+        result = run_module("espnet_lmu.data.an4", "--an4", source, "--output", name, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    for part in ("train_nodev", "train_dev", "test"):
+        assert (tmp_path / "one" / part / "text").read_text() == (tmp_path / "two" / part / "text").read_text()
+    assert read_table(tmp_path / "one/test/wav.scp")["fcaw-cen8-b"].startswith("downloads/an4/wav/an4test_clstk/")
+    assert [path.name for path in (tmp_path / "downloads").iterdir()] == ["an4"]
+
+
+def test_wrong_paths_and_archives_are_one_line(corpus, tmp_path):
+    archive = make_archive(corpus)
+    (tmp_path / "half.tar.gz").write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
+    (tmp_path / "other").mkdir()
+    for path, message in (
+        ("missing.tar.gz", "missing.tar.gz: no such file or folder"),
+        ("half.tar.gz", "half.tar.gz: not a complete AN4 archive"),
+        ("other", "other: not the AN4 corpus"),
+    ):
+        assert message in one_line_error(run_module("espnet_lmu.data.an4", "--an4", path, cwd=tmp_path))
+    assert not (tmp_path / "data").exists() and not list((tmp_path / "downloads").glob("*"))
+
+
+class Response(io.BytesIO):
+    headers = {"Content-Length": "5"}
+
+
+def test_download_is_complete_or_absent(tmp_path, monkeypatch):
+    target = tmp_path / "downloads" / "an4_sphere.tar.gz"
+    replies = {"refused": OSError("connection refused"), "cut": Response(b"abc"), "complete": Response(b"abcde")}
+
+    def urlopen(url, timeout, reply):
+        assert url == an4.URL
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    for name, message in (("refused", "connection refused"), ("cut", "3 of 5 bytes")):
+        monkeypatch.setattr(
+            urllib.request, "urlopen", lambda url, timeout, name=name: urlopen(url, timeout, replies[name])
+        )
+        with pytest.raises(UserError, match=f"download failed .*{message}.*AN4=PATH"):
+            an4.download(target)
+        assert not list(target.parent.iterdir())
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: urlopen(url, timeout, replies["complete"]))
+    an4.download(target)
+    assert target.read_bytes() == b"abcde" and len(list(target.parent.iterdir())) == 1
