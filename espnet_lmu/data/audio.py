@@ -58,10 +58,10 @@ def resample(samples: np.ndarray, rate: int, new_rate: int, speed: float = 1.0) 
 
     Faster is the same as a higher original rate: one windowed-sinc filter does both, pitch changes with speed.
     """
-    import torch
-    import torchaudio
-
     source = round(rate * speed)
     if source == new_rate:
         return samples
+    import torch
+    import torchaudio
+
     return torchaudio.functional.resample(torch.from_numpy(samples), source, new_rate).numpy()

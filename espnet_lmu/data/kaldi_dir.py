@@ -43,7 +43,9 @@ def write_table(path: str | Path, table: dict[str, str]) -> None:
             stream.write(f"{key} {table[key]}\n" if table[key] else f"{key}\n")
 
 
-def check_same_ids(reference: dict[str, str], reference_path: str | Path, table: dict[str, str], path: str | Path):
+def check_same_ids(
+    reference: dict[str, str], reference_path: str | Path, table: dict[str, str], path: str | Path
+) -> None:
     """Raise `UserError` naming ids that only one of two tables has."""
     missing = [key for key in reference if key not in table]
     if missing:

@@ -165,7 +165,7 @@ class GeneralLMU(LegendreBuffers):
 
         Returns: y (B, T, output_size), zero after a sequence's length, and the state after its last valid frame.
         """
-        check_sequences(x, self.input_size, lengths)
+        lengths = check_sequences(x, self.input_size, lengths)
         batch, frames, _ = x.shape
         dtype = computing_dtype(self.W_u)
         valid = valid_frames(lengths, frames)

@@ -122,7 +122,7 @@ def _last_frame(lengths: Tensor | None, u: Tensor) -> tuple[Tensor, Tensor]:
     """(B,) sequence numbers and (B,) the number of each one's last valid frame, -1 for none."""
     batch, frames, _ = u.shape
     rows = torch.arange(batch, device=u.device)
-    return rows, torch.full_like(rows, frames - 1) if lengths is None else lengths.to(u.device) - 1
+    return rows, torch.full_like(rows, frames - 1) if lengths is None else lengths - 1
 
 
 def _final(found: Tensor, last: Tensor, state: Tensor | None) -> Tensor:

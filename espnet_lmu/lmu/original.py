@@ -94,15 +94,21 @@ class _FusedLMU(torch.autograd.Function):
             y = states[1:, :, :hidden_size].transpose(0, 1).clone(memory_format=torch.contiguous_format)
             y.masked_fill_(~valid_frames(lengths, frames)[..., None], 0)
             last = states[lengths, torch.arange(batch, device=lengths.device)]
-        ctx.save_for_backward(states, G, W_m, gain, A, B, e_m, lengths)
+        ctx.save_for_backward(states, G, gain, B, lengths)
         return y, last[:, :hidden_size].clone(), last[:, hidden_size:].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y, grad_h, grad_m):
-        states, G, W_m, gain, A, B, e_m, lengths = ctx.saved_tensors
+        # whoever calls backward() under autocast would otherwise get these products in half precision
+        with torch.autocast(grad_y.device.type, enabled=False):
+            return _FusedLMU._gradients(ctx, grad_y, grad_h, grad_m)
+
+    @staticmethod
+    def _gradients(ctx, grad_y, grad_h, grad_m):
+        states, G, gain, B, lengths = ctx.saved_tensors
         frames, batch, n = states.shape[0] - 1, states.shape[1], states.shape[2]
-        hidden_size = W_m.shape[0]
+        hidden_size = len(gain)
         grad_last = torch.cat([grad_h, grad_m], dim=1)
 
         # row t + 1 is the gradient of z[t]; row 0 that of the initial state
@@ -182,12 +188,20 @@ def computing_dtype(parameter: Tensor) -> torch.dtype:
     return torch.promote_types(parameter.dtype, torch.float32)
 
 
-def check_sequences(x: Tensor, input_size: int, lengths: Tensor | None) -> None:
-    """Raise ValueError unless x is (B, T, input_size) with T of at least 1 and lengths (B,) are within 0 .. T."""
+def check_sequences(x: Tensor, input_size: int, lengths: Tensor | None) -> Tensor | None:
+    """Raise ValueError unless x is (B, T, input_size) with T of at least 1 and lengths (B,) lie within 0 .. T.
+
+    Lengths on a GPU are not read, because that would wait for it. Returns: the lengths on x's device.
+    """
     if x.dim() != 3 or x.shape[2] != input_size or x.shape[1] == 0:
         raise ValueError(f"expected x of shape (B, T, {input_size}) with at least one frame, got {tuple(x.shape)}")
-    if lengths is not None and lengths.shape != x.shape[:1]:
+    if lengths is None:
+        return None
+    if lengths.shape != x.shape[:1]:
         raise ValueError(f"expected {x.shape[0]} lengths, got shape {tuple(lengths.shape)}")
+    if lengths.device.type == "cpu" and ((lengths < 0) | (lengths > x.shape[1])).any():
+        raise ValueError(f"expected lengths from 0 to {x.shape[1]}, got {lengths.tolist()}")
+    return lengths.to(x.device)
 
 
 class LMU(LegendreBuffers):
@@ -255,7 +269,7 @@ class LMU(LegendreBuffers):
 
         Returns: y (B, T, hidden_size), zero after a sequence's length, and the state after its last valid frame.
         """
-        check_sequences(x, self.input_size, lengths)
+        lengths = check_sequences(x, self.input_size, lengths)
         dtype = computing_dtype(self.W_x)
         if state is None:
             h, m = x.new_zeros(len(x), self.hidden_size), x.new_zeros(len(x), self.memory_size)

@@ -123,7 +123,7 @@ class ParallelLMU(LegendreBuffers):
 
         Returns: y (B, T, hidden_size), zero after a sequence's length, and the state after its last valid frame.
         """
-        check_sequences(x, self.input_size, lengths)
+        lengths = check_sequences(x, self.input_size, lengths)
         batch, frames, _ = x.shape
         route = choose_route(self.route, frames)
         dtype = computing_dtype(self.W_u)

@@ -43,11 +43,7 @@ def make_archive(corpus: Path) -> Path:
 def test_first_hundred_sorted_training_utterances_are_dev(corpus, tmp_path):
     an4.prepare(corpus, tmp_path / "data")
     tables = {name: read_data_dir(tmp_path / "data" / name) for name in ("train_nodev", "train_dev", "test")}
-    assert {name: len(table["text"]) for name, table in tables.items()} == {
-        "train_nodev": 3,
-        "train_dev": 100,
-        "test": 2,
-    }
+    assert [len(table["text"]) for table in tables.values()] == [3, 100, 2]
     together = list(tables["train_dev"]["text"]) + list(tables["train_nodev"]["text"])
     assert together == sorted(together) and together[0] == "fash-an300-b"
     assert tables["test"]["text"] == {"fcaw-an406-b": "RUBOUT G M", "fcaw-cen8-b": "YES"}
@@ -87,19 +83,20 @@ def test_download_is_complete_or_absent(tmp_path, monkeypatch):
     target = tmp_path / "downloads" / "an4_sphere.tar.gz"
     replies = {"refused": OSError("connection refused"), "cut": Response(b"abc"), "complete": Response(b"abcde")}
 
-    def urlopen(url, timeout, reply):
-        assert url == an4.URL
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
+    def reply_with(name: str) -> None:
+        def urlopen(url, timeout):
+            assert url == an4.URL
+            if isinstance(replies[name], Exception):
+                raise replies[name]
+            return replies[name]
+
+        monkeypatch.setattr(urllib.request, "urlopen", urlopen)
 
     for name, message in (("refused", "connection refused"), ("cut", "3 of 5 bytes")):
-        monkeypatch.setattr(
-            urllib.request, "urlopen", lambda url, timeout, name=name: urlopen(url, timeout, replies[name])
-        )
+        reply_with(name)
         with pytest.raises(UserError, match=f"download failed .*{message}.*AN4=PATH"):
             an4.download(target)
         assert not list(target.parent.iterdir())
-    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: urlopen(url, timeout, replies["complete"]))
+    reply_with("complete")
     an4.download(target)
     assert target.read_bytes() == b"abcde" and len(list(target.parent.iterdir())) == 1

@@ -1,6 +1,7 @@
 """Stages 2 to 4: audio that is complete, at one rate and speed; finished shards are kept; what is left out."""
 
 import json
+import os
 
 import kaldiio
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import soundfile
 from recipe_tools import RATE, one_line_error, run_module, tone_words
 
+from espnet_lmu.data import format
 from espnet_lmu.data.audio import read_audio, resample
 from espnet_lmu.data.filter import filter_data_dir, read_durations
 from espnet_lmu.data.format import _SHARD_SIZE, fbank, format_data_dir
@@ -94,8 +96,7 @@ def test_fbank_archive_holds_the_features_and_their_shapes(data_set, tmp_path):
         expected = fbank(samples, RATE)
         stored = kaldiio.load_mat(scp[key])
         assert shapes[key] == f"{1 + (len(samples) - 400) // 160},80" and stored.shape == expected.shape
-        assert np.abs(stored - expected).max() < 0.1  # stored in 8 or 16 bits
-        # The tone's mel band is the loudest one.
+        assert np.abs(stored - expected).max() < 0.2  # stored with 8 bits a value
     assert not (tmp_path / "dump" / "wav.scp").exists()
     assert read_durations(tmp_path / "dump", RATE)["spk0-000"] == int(shapes["spk0-000"].split(",")[0]) / 100
 
@@ -134,6 +135,19 @@ def test_unreadable_recordings_are_named_and_nothing_is_half_written(data_set, t
     assert not (target / "wav.scp").exists()
     assert [path.name for path in sorted((target / "data").iterdir())] == ["format.2", "format.2.json"]
     assert json.loads((target / "data" / "format.2.json").read_text())["errors"] == []
+
+
+def test_killed_process_is_one_line_and_leaves_the_finished_shards(data_set, tmp_path, monkeypatch):
+    source, target = data_set("train", _SHARD_SIZE + 2), tmp_path / "dump"
+    last = max(read_table(source / "wav.scp"))
+    read = format.read_audio
+    monkeypatch.setattr(format, "read_audio", lambda path: os._exit(9) if last in str(path) else read(path))
+    with pytest.raises(UserError, match="dump: a process was killed"):
+        format_data_dir(source, target, "raw", RATE, nj=1)
+    assert not (target / "wav.scp").exists() and (target / "data" / "format.1.json").exists()
+    monkeypatch.undo()
+    format_data_dir(source, target, "raw", RATE, nj=1)
+    assert len(read_table(target / "wav.scp")) == _SHARD_SIZE + 2
 
 
 def test_training_leaves_out_short_long_and_untranscribed_utterances(data_set, tmp_path, capsys):

@@ -48,7 +48,7 @@ def rewrite(path, function):
         ("wav.scp", lambda lines: ["spk0-000 /nowhere.wav\n", *lines[1:]], "spk0-000: no such file: /nowhere.wav"),
         (
             "wav.scp",
-            lambda lines: ["spk0-000 sox x.mp3 -t wav - |\n", *lines[1:]],
+            lambda lines: ["spk0-000 sox x.mp3 |\n", *lines[1:]],
             "spk0-000: commands .* not supported",
         ),
         ("wav.scp", lambda lines: [], "wav.scp: no utterances"),

@@ -46,7 +46,7 @@ def test_list_is_kept_until_the_text_or_the_options_change(text, tmp_path):
     assert "kept" in make("--token_type", "char", text, tmp_path / "list")[1]
     write_table(text, {"u": "NEW"})
     found, output = make("--token_type", "char", text, tmp_path / "list")
-    assert "kept" not in output and found[2:-1] == ["E", "N", "W"]
+    assert "tokens.txt: kept" not in output and found[2:-1] == ["E", "N", "W"]
 
 
 def test_text_without_words_and_impossible_sizes_are_one_line(text, tmp_path):

@@ -212,6 +212,7 @@ if runs 10; then
     else
         # One job: a second one would cost ESPnet's import (about 13 s) again. It moves into place when complete.
         unfinished=${asr_stats_dir}.unfinished
+        log "log: ${unfinished}/stats.log"
         rm -rf "${unfinished}"
         mkdir -p "${unfinished}"
         # shellcheck disable=SC2086

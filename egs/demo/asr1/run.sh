@@ -4,11 +4,16 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
+# BPE merges go on until every word of the small vocabulary is one unit; the recordings' levels differ, so each
+# utterance is normalised by itself.
 exec ../../TEMPLATE/asr1/asr.sh \
     --train_set train \
     --valid_set valid \
     --test_sets test \
     --feats_type fbank \
-    --token_type char \
+    --feats_normalize utterance_mvn \
+    --token_type bpe \
+    --bpemode bpe \
+    --nbpe 250 \
     --asr_config conf/train_asr.yaml \
     "$@"

@@ -1,0 +1,78 @@
+"""asr.sh: its options, the errors a user meets, and stages that stop with one line when something is missing."""
+
+import re
+
+import pytest
+import soundfile
+from recipe_tools import ASR_SH, make_set, one_line_error
+
+from espnet_lmu.data.kaldi_dir import read_table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stop-stag", "3"], "unknown option --stop_stag; did you mean --stop_stage"),
+        (["--inference_confg", "x"], "did you mean --inference_config"),
+        (["--qqq", "x"], "unknown option --qqq ("),
+        (["--ngpu"], "--ngpu: a value is missing"),
+        (["3"], "unexpected argument: 3"),
+        (["--stage", "two"], "--stage two: give a whole number"),
+        (["--train_set", ""], "--train_set is required"),
+        (["--feats_type", "mfcc"], "--feats_type mfcc: give one of: raw fbank"),
+        (["--token_type", "phn"], "--token_type phn: give one of: bpe char"),
+        (["--asr_config", "nowhere.yaml"], "--asr_config nowhere.yaml: no such file"),
+        (["--python", "nowhere"], "--python nowhere: no such program"),
+        (["--stage", "3"], "data/train: no such data directory"),
+        (["--stage", "4"], "dump/raw/org/train/utt2num_samples: no such file"),
+        (["--stage", "5"], "dump/raw/train/text: no such file"),
+        (["--stage", "10"], "dump/raw/train/wav.scp: no such file; run stage 4 first"),
+        (["--stage", "11"], "exp/asr_stats_raw_bpe30/.stamp: no such file; run stage 10 first"),
+        (["--stage", "12"], "exp/asr_train_raw_bpe30/config.yaml: no such file; run stage 11 first"),
+        (["--stage", "13"], "not a BPE model; run stage 5"),
+        (["--stage", "13", "--token_type", "char"], "valid.loss.ave/test/text: no such file; run stage 12 first"),
+    ],
+)
+def test_mistakes_are_one_line(recipe, arguments, message):
+    assert message in one_line_error(recipe.run(*arguments))
+
+
+def test_help_lists_every_option_with_the_defaults_of_the_recipe(recipe):
+    result = recipe.run("--nbpe", "77", "--help")
+    options = re.search("# BEGIN OPTIONS\n(.*?)# END OPTIONS", ASR_SH.read_text(), re.DOTALL)[1]
+    names = re.findall("^([a-z_]+)=", options, re.MULTILINE)
+    assert result.returncode == 0 and len(names) > 30
+    for name in names:
+        assert re.search(rf"^  --{name} +\S", result.stdout, re.MULTILINE), name
+    assert "(default: 77)" in result.stdout and "(default: train)" in result.stdout
+
+
+def test_missing_data_script_is_named(recipe):
+    (recipe.directory / "local" / "data.sh").unlink()
+    assert "local/data.sh: not found" in one_line_error(recipe.run("--stop_stage", "1"))
+
+
+def test_wrong_corpus_stops_stage_1(recipe):
+    source = recipe.directory / "source"
+    for name in ("train", "valid", "test"):
+        make_set(source / name, 2)
+    text = source / "valid" / "text"
+    text.write_text(text.read_text() + "stranger HIGH\n")
+    assert "data/valid/text: 1 ids are not in data/valid/wav.scp: stranger" in one_line_error(recipe.run())
+
+
+def test_stages_1_to_5_name_their_directories_as_espnet_does_and_can_run_again(recipe):
+    source = recipe.directory / "source"
+    for i, name in enumerate(("train", "valid", "test")):
+        make_set(source / name, 4, seed=i)
+    short = read_table(source / "test" / "wav.scp")["spk0-000"]
+    soundfile.write(short, [0.0] * 100, 16000)
+    arguments = ["--stop_stage", "5", "--lang", "en", "--token_type", "char", "--nj", "1"]
+    result = recipe.run(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert "dump/raw/test: 1 utterances may be too short to decode" in result.stdout
+    for path in ("org/train", "org/valid", "train", "valid", "test"):
+        assert len(read_table(recipe.directory / "dump" / "raw" / path / "wav.scp")) == 4
+    assert (recipe.directory / "data" / "en_token_list" / "char" / "tokens.txt").exists()
+    assert recipe.run(*arguments).returncode == 0
+    assert not list(recipe.directory.rglob("*.tmp"))

@@ -1,0 +1,108 @@
+"""Greedy CTC: the best path, settings, and weights that must be the model's. The decoder itself: test_recipe.py."""
+
+import sys
+from types import SimpleNamespace
+
+import kaldiio
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from espnet_lmu.data.kaldi_dir import read_table, write_table
+from espnet_lmu.decoding.decode import read_settings
+from espnet_lmu.decoding.greedy import _load_input, best_path
+from espnet_lmu.decoding.model import check_parameters
+from espnet_lmu.decoding.search import _check_ctc_weight, decode_beam
+from espnet_lmu.errors import UserError
+
+
+def collapse(path: list[int]) -> list[int]:
+    """The definition: merge repetitions, then remove blanks (0)."""
+    return [token for i, token in enumerate(path) if token != 0 and (i == 0 or path[i - 1] != token)]
+
+
+def test_best_path_follows_the_definition_and_ignores_padding():
+    torch.manual_seed(0)
+    log_probs = torch.randn(6, 25, 4).log_softmax(-1)
+    lengths = torch.tensor([25, 24, 13, 2, 1, 0])
+    for (tokens, total), frames, length in zip(best_path(log_probs, lengths), log_probs, lengths, strict=True):
+        valid = frames[:length]
+        assert tokens == collapse(valid.argmax(-1).tolist())
+        assert np.isclose(total, valid.max(-1).values.sum() if length else 0.0, atol=1e-4)
+
+
+def test_repeated_token_needs_a_blank_between():
+    path = torch.tensor([[1, 1, 0, 1, 2, 2, 0]])
+    log_probs = torch.nn.functional.one_hot(path, 3).float().log_softmax(-1)
+    assert best_path(log_probs, torch.tensor([7]))[0][0] == [1, 1, 2]
+
+
+def test_weights_of_another_model_are_refused_by_name():
+    expected = {"a.weight": torch.zeros(2, 3), "a.bias": torch.zeros(2)}
+    check_parameters(expected, dict(expected), "x.pth")
+    for found, message in (
+        ({"a.weight": torch.zeros(2, 3)}, "missing a.bias"),
+        ({**expected, "b": torch.zeros(1)}, "unknown b"),
+        ({**expected, "a.bias": torch.zeros(5)}, r"other shapes: a.bias \(5,\) instead of \(2,\)"),
+    ):
+        with pytest.raises(UserError, match=f"x.pth: not the weights of the configured model: {message}"):
+            check_parameters(expected, found, "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("decoding: greedy\nbeam_size: 3\n", "greedy decoding has no setting beam_size"),
+        ("decoding: best\n", "decoding: best: give greedy"),
+        ("decoding: greedy\nbatch_size: 0\n", "batch_size: 0: give a whole number"),
+        ("- greedy\n", "expected lines of NAME: VALUE"),
+        ("decoding: [\n", "cannot be read"),
+    ],
+)
+def test_decoding_settings_are_checked(tmp_path, text, message):
+    path = tmp_path / "decode.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"decode.yaml: {message}"):
+        read_settings(path)
+
+
+def test_greedy_is_the_default_and_search_needs_no_key(tmp_path):
+    assert read_settings(None)["decoding"] == "greedy"
+    (tmp_path / "beam.yaml").write_text("beam_size: 10\nctc_weight: 1.0\n")
+    assert "decoding" not in read_settings(tmp_path / "beam.yaml")
+
+
+def test_search_with_a_weight_for_the_decoder_that_a_ctc_model_lacks_is_refused():
+    ctc_only = {"decoder": None, "model_conf": {"ctc_weight": 1.0}}
+    _check_ctc_weight(ctc_only, {"ctc_weight": 1.0}, [])
+    _check_ctc_weight(ctc_only, {}, ["--ctc_weight", "0.3", "--ctc_weight", "1.0"])
+    _check_ctc_weight({"decoder": "transformer", "model_conf": {"ctc_weight": 0.3}}, {}, [])
+    for settings, arguments in (({}, []), ({"ctc_weight": 1.0}, ["--ctc_weight", "0.5"])):
+        with pytest.raises(UserError, match="this model has CTC only"):
+            _check_ctc_weight(ctc_only, settings, arguments)
+
+
+def test_input_that_the_model_was_not_trained_on_is_refused(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(800), 8000)
+    waveform_model = SimpleNamespace(input_size=None, fs=16000)
+    with pytest.raises(UserError, match="a.wav: sampling rate 8000 Hz, but the model was trained on 16000 Hz"):
+        _load_input(str(tmp_path / "a.wav"), waveform_model)
+    with kaldiio.WriteHelper(f"ark,scp:{tmp_path}/f.ark,{tmp_path}/f.scp") as writer:
+        writer("u", np.ones((5, 40), dtype=np.float32))
+    path = read_table(tmp_path / "f.scp")["u"]
+    assert _load_input(path, SimpleNamespace(input_size=40)).shape == (5, 40)
+    with pytest.raises(UserError, match=r"features \(5, 40\), but the model takes 80"):
+        _load_input(path, SimpleNamespace(input_size=80))
+    with pytest.raises(UserError, match="nowhere.ark:3: features cannot be read"):
+        _load_input(str(tmp_path / "nowhere.ark:3"), SimpleNamespace(input_size=80))
+
+
+def test_failed_search_names_its_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    write_table(tmp_path / "wav.scp", {"u": "u.wav"})
+    write_table(tmp_path / "utt2num_samples", {"u": "16000"})
+    (tmp_path / "config.yaml").write_text("decoder: transformer\n")
+    arguments = (tmp_path, tmp_path / "config.yaml", tmp_path / "x.pth", tmp_path / "out", None, "", 1, 0)
+    with pytest.raises(UserError, match=r"asr_inference failed: .*\(log: .*asr_inference.1.log\)"):
+        decode_beam(*arguments)

@@ -1,0 +1,105 @@
+"""Error rates counted by hand, their table and alignments, and ids that do not match."""
+
+import pytest
+import sentencepiece
+from recipe_tools import run_module
+
+from espnet_lmu.bin import main as command
+from espnet_lmu.data.kaldi_dir import write_table
+from espnet_lmu.errors import UserError
+from espnet_lmu.scoring.error_rate import read_texts, score, split_characters, split_tokens, split_words
+from espnet_lmu.scoring.summary import score_decoding
+
+REFERENCES = {"u1": "GO LEFT NOW", "u2": "STOP", "u3": "TURN BACK"}
+HYPOTHESES = {"u1": "GO RIGHT", "u2": "STOP", "u3": "TURN BACK BACK"}
+
+
+@pytest.fixture
+def files(tmp_path):
+    write_table(tmp_path / "ref", REFERENCES)
+    write_table(tmp_path / "hyp", HYPOTHESES)
+    return tmp_path / "ref", tmp_path / "hyp"
+
+
+def test_word_counts_and_table_row():
+    total, _ = score(REFERENCES, HYPOTHESES, split_words)
+    assert (total.sentences, total.units, total.correct) == (3, 6, 4)
+    assert (total.substitutions, total.deletions, total.insertions, total.wrong_sentences) == (1, 1, 1, 2)
+    assert total.rate == 50
+    assert total.row("test") == "|test|3|6|66.7|16.7|16.7|16.7|50.0|66.7|"
+
+
+def test_alignments_show_every_unit_of_both_sides():
+    _, alignments = score(REFERENCES, HYPOTHESES, split_words)
+    blocks = dict(zip(REFERENCES, alignments.split("\n\n"), strict=True))
+    assert blocks["u1"].splitlines() == [
+        "id: u1",
+        "scores (C S D I): 1 1 1 0",
+        "REF: GO LEFT  NOW",
+        "HYP: GO RIGHT *",
+        "        S     D",
+    ]
+    assert "scores (C S D I): 2 0 0 1" in blocks["u3"]
+
+
+def test_spaces_count_as_characters():
+    total, _ = score({"u": "A  BC"}, {"u": "ABC"}, split_characters)
+    assert (total.units, total.correct, total.deletions) == (4, 3, 1)
+
+
+def test_tokens_are_those_of_the_bpe_model(tmp_path):
+    texts, prefix = iter(["GO LEFT NOW", "STOP", "TURN BACK"] * 3), str(tmp_path / "bpe")
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=texts, model_prefix=prefix, vocab_size=24, hard_vocab_limit=False, minloglevel=2
+    )
+    total, _ = score({"u": "GO LEFT"}, {"u": "GO"}, split_tokens(tmp_path / "bpe.model"))
+    model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "bpe.model"))
+    assert total.units == len(model.encode("GO LEFT")) and total.correct == len(model.encode("GO"))
+    (tmp_path / "bpe.model").write_text("x")
+    with pytest.raises(UserError, match="bpe.model: not a BPE model"):
+        split_tokens(tmp_path / "bpe.model")
+
+
+def test_empty_hypothesis_is_all_deletions_and_empty_reference_all_insertions():
+    total, _ = score({"a": "X Y", "b": ""}, {"a": "", "b": "Z"}, split_words)
+    assert (total.units, total.deletions, total.insertions, total.wrong_sentences) == (2, 2, 1, 2)
+
+
+def test_ids_must_match(files):
+    reference, hypothesis = files
+    write_table(hypothesis, {"u1": "GO", "u2": "STOP"})
+    with pytest.raises(UserError, match="hyp: 1 ids of .*ref are missing: u3"):
+        read_texts(reference, hypothesis)
+    write_table(hypothesis, {**HYPOTHESES, "u9": "STOP"})
+    with pytest.raises(UserError, match="hyp: 1 ids are not in .*ref: u9"):
+        read_texts(reference, hypothesis)
+    write_table(reference, dict.fromkeys(HYPOTHESES, ""))
+    write_table(hypothesis, HYPOTHESES)
+    with pytest.raises(UserError, match="ref: no words to score against"):
+        read_texts(reference, hypothesis)
+
+
+def test_score_command(files, tmp_path, capsys):
+    assert command.main(["score", *map(str, files), "--alignment", str(tmp_path / "result.txt")]) == 0
+    output = capsys.readouterr().out.splitlines()
+    assert output[0] == "|dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err|"
+    assert output[2].startswith("|WER|3|6|66.7|") and output[3].startswith("|CER|3|24|")
+    assert "id: u3" in (tmp_path / "result.txt").read_text()
+    assert command.main(["score", str(files[0]), str(tmp_path / "nowhere")]) == 1
+    assert capsys.readouterr().err.startswith("error: ") and not (tmp_path / "nowhere").exists()
+
+
+def test_stage_13_writes_a_result_file_for_each_kind_and_names_what_is_missing(files, tmp_path):
+    write_table(tmp_path / "dump" / "test" / "text", REFERENCES)
+    write_table(tmp_path / "decode" / "test" / "text", HYPOTHESES)
+    tables = score_decoding(tmp_path / "dump", tmp_path / "decode", ["test"], None)
+    assert "### WER" in tables and "|decode/test|3|6|" in tables and "TER" not in tables
+    for kind in ("wer", "cer"):
+        result = (tmp_path / "decode" / "test" / f"score_{kind}" / "result.txt").read_text()
+        assert "|test|3|" in result and "id: u1" in result and "2 of 3 sentences wrong" in result
+    with pytest.raises(UserError, match="valid/text: no such file; run stage 12"):
+        score_decoding(tmp_path / "dump", tmp_path / "decode", ["test", "valid"], None)
+    result = run_module(
+        "espnet_lmu.scoring.summary", "--data_feats", tmp_path / "dump", "--decode_dir", tmp_path / "decode", "test"
+    )
+    assert result.returncode == 0 and tables in (tmp_path / "decode" / "RESULTS.md").read_text()
