@@ -76,7 +76,9 @@ def test_a_spawned_worker_knows_the_encoder_and_nothing_noisy_is_printed(tmp_pat
 
 
 def test_the_runner_explains_its_usage():
-    run = subprocess.run([sys.executable, "-m", "espnet_lmu.run", "espnet2.bin.asr_train"], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "espnet_lmu.run", "espnet2.bin.asr_train"], capture_output=True, text=True
+    )
     assert run.returncode == 1
     assert run.stderr.startswith("usage: python -m espnet_lmu.run -m espnet2.bin.COMMAND")
 
@@ -85,7 +87,6 @@ def test_the_runner_explains_its_usage():
 def trained_model(tmp_path):
     """Configuration and (random) weights of a model, as asr_train leaves them."""
     import yaml
-
     from espnet2.tasks.asr import ASRTask
 
     args = ASRTask.get_parser().parse_args(asr_arguments(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from pathlib import Path
 
@@ -32,7 +33,11 @@ def load_asr_model(config_file: str | Path, model_file: str | Path, device: str 
             f"{config_file} refers to {error.filename}, which is missing; paths there start at the recipe's directory"
         ) from None
     try:
-        state = torch.load(model_file, map_location=device, weights_only=False)
+        state = torch.load(model_file, map_location=device, weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{model_file}: not the weights of a model; checkpoint.pth, for one, holds more than them"
+        ) from None
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{model_file}: not a readable model file ({reason}); train or copy it again") from None

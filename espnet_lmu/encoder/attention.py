@@ -26,8 +26,8 @@ def rotate(x: Tensor, positions: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-class SelfAttention(nn.Module):
-    """LayerNorm, then multi-head self-attention with four bias-free projections: 4 D^2 + 2 D parameters.
+class Attention(nn.Module):
+    """LayerNorm, then multi-head attention with four bias-free projections: 4 D^2 + 2 D parameters.
 
     Args:
         size: feature dimension D.
@@ -47,8 +47,21 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(size, size, bias=False)
         self.out = nn.Linear(size, size, bias=False)
 
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, heads, T, D / heads)."""
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        dropout = self.dropout_rate if self.training else 0.0
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        return self.out(out.transpose(1, 2).flatten(2))
+
+
+class SelfAttention(Attention):
+    """Attention from each frame to all valid frames, with rotary positions."""
+
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Attend from each frame to all valid frames.
+        """Attend within the sequences.
 
         Args:
             x: (B, T, D).
@@ -57,18 +70,26 @@ class SelfAttention(nn.Module):
         Returns:
             (B, T, D), without the residual; rows of padding are meaningless (but finite).
         """
-        B, T, D = x.shape
         x = self.norm(x)
-        positions = torch.arange(T, device=x.device)
-        query, key, value = (
-            projection(x).view(B, T, self.heads, D // self.heads).transpose(1, 2)
-            for projection in (self.query, self.key, self.value)
-        )
-        out = F.scaled_dot_product_attention(
-            rotate(query, positions),
-            rotate(key, positions),
-            value,
-            attn_mask=None if valid is None else valid[:, None, None, :],
-            dropout_p=self.dropout_rate if self.training else 0.0,
-        )
-        return self.out(out.transpose(1, 2).reshape(B, T, D))
+        positions = torch.arange(x.size(1), device=x.device)
+        query, key = (rotate(self._split(projection(x)), positions) for projection in (self.query, self.key))
+        return self._attend(query, key, self._split(self.value(x)), None if valid is None else valid[:, None, None, :])
+
+
+class CrossAttention(Attention):
+    """Attention from each frame to a memory, such as the text prompt of ESPnet's s2t_ctc task."""
+
+    def forward(self, x: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
+        """Attend to the memory.
+
+        Args:
+            x: (B, T, D).
+            memory: (B, M, D).
+            memory_mask: (B, 1, M), true for valid entries; None for all.
+
+        Returns:
+            (B, T, D), without the residual.
+        """
+        query, key, value = self.query(self.norm(x)), self.key(memory), self.value(memory)
+        mask = None if memory_mask is None else memory_mask[:, None]
+        return self._attend(self._split(query), self._split(key), self._split(value), mask)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from espnet_lmu.encoder.attention import SelfAttention
+from espnet_lmu.encoder.attention import CrossAttention, SelfAttention
 
 
 class LMULayer(nn.Module):
-    """x + attention(x), then x + LMU(norm(x)), then (optionally) x + feed-forward(x).
+    """x + attention(x), then x + LMU(norm(x)), then x + cross_attention(x, memory), then x + feed_forward(x).
 
     Args:
         size: feature dimension D.
         lmu: a layer of `espnet_lmu.lmu` from D to D: (x, lengths) -> (y, state).
         attention: the self-attention in front (with a norm of its own), or None.
+        cross_attention: attention to a memory (with a norm of its own), or None.
         linear_units: hidden units of the position-wise feed-forward module at the end; 0 for none, as in the
             published model.
         dropout_rate: dropout of each branch before it is added.
@@ -24,6 +25,7 @@ class LMULayer(nn.Module):
         size: int,
         lmu: nn.Module,
         attention: SelfAttention | None,
+        cross_attention: CrossAttention | None = None,
         linear_units: int = 0,
         dropout_rate: float = 0.1,
     ):
@@ -31,6 +33,7 @@ class LMULayer(nn.Module):
         self.attention = attention
         self.norm = nn.LayerNorm(size)
         self.lmu = lmu
+        self.cross_attention = cross_attention
         self.feed_forward = (
             nn.Sequential(
                 nn.LayerNorm(size),
@@ -44,12 +47,32 @@ class LMULayer(nn.Module):
         )
         self.dropout = nn.Dropout(dropout_rate)
 
-    def forward(self, x: Tensor, lengths: Tensor, valid: Tensor | None) -> Tensor:
-        """(B, T, D), valid frames (B,), validity (B, T) or None for no padding -> (B, T, D)."""
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Tensor,
+        valid: Tensor | None,
+        memory: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+    ) -> Tensor:
+        """One layer.
+
+        Args:
+            x: (B, T, D).
+            lengths: valid frames of each sequence, (B,).
+            valid: the same as (B, T); None if there is no padding.
+            memory: (B, M, D), for the cross-attention.
+            memory_mask: (B, 1, M), true for valid entries; None for all.
+
+        Returns:
+            (B, T, D).
+        """
         if self.attention is not None:
             x = x + self.dropout(self.attention(x, valid))
         y, _ = self.lmu(self.norm(x), lengths)
         x = x + self.dropout(y)
+        if self.cross_attention is not None and memory is not None:
+            x = x + self.dropout(self.cross_attention(x, memory, memory_mask))
         if self.feed_forward is not None:
             x = x + self.dropout(self.feed_forward(x))
         return x

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from espnet2.asr.ctc import CTC
+from espnet2.asr.encoder.abs_encoder import AbsEncoder
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from espnet2.asr.ctc import CTC
-from espnet2.asr.encoder.abs_encoder import AbsEncoder
-from espnet_lmu.encoder.attention import SelfAttention
+from espnet_lmu.encoder.attention import CrossAttention, SelfAttention
 from espnet_lmu.encoder.layer import LMULayer
 from espnet_lmu.encoder.subsampling import build_input_layer
 from espnet_lmu.lmu import LMU, Bidirectional, ParallelLMU
@@ -53,6 +53,7 @@ class LMUEncoder(AbsEncoder):
         discretizer: "zoh" (zero-order hold) or "euler".
         bidirectional: one LMU of size D/2 in each direction, instead of one of size D forward.
         use_attention: whether layers have self-attention.
+        use_cross_attention: whether layers attend to the `memory` of `forward` (ESPnet's s2t_ctc task).
         attention_heads: number of attention heads.
         linear_units: hidden units of a position-wise feed-forward module at the end of each layer; 0 for none.
         dropout_rate: dropout of each branch of a layer and of the input.
@@ -85,6 +86,7 @@ class LMUEncoder(AbsEncoder):
         discretizer: str = "zoh",
         bidirectional: bool = False,
         use_attention: bool = True,
+        use_cross_attention: bool = False,
         attention_heads: int = 8,
         linear_units: int = 0,
         dropout_rate: float = 0.1,
@@ -113,7 +115,11 @@ class LMUEncoder(AbsEncoder):
                 options["memory_d"] = memory_d
             return LMU_TYPES[lmu_type](output_size, hidden_size, memory_size, theta, **options)
 
+        def build_attention(kind: type[nn.Module]) -> nn.Module:
+            return kind(output_size, attention_heads, attention_dropout_rate)
+
         self._output_size = output_size
+        self.use_cross_attention = use_cross_attention
         self.gradient_checkpointing = gradient_checkpointing
         self.interctc_layer_idx = list(interctc_layer_idx)
         # ESPnet reads this attribute, then sets `conditioning_layer` and passes `ctc` to `forward`.
@@ -127,7 +133,8 @@ class LMUEncoder(AbsEncoder):
                 Bidirectional(build_lmu(output_size // 2), build_lmu(output_size // 2))
                 if bidirectional
                 else build_lmu(output_size),
-                SelfAttention(output_size, attention_heads, attention_dropout_rate) if use_attention else None,
+                build_attention(SelfAttention) if use_attention else None,
+                build_attention(CrossAttention) if use_cross_attention else None,
                 linear_units,
                 dropout_rate,
             )
@@ -147,6 +154,9 @@ class LMUEncoder(AbsEncoder):
         prev_states: Tensor | None = None,
         ctc: CTC | None = None,
         return_all_hs: bool = False,
+        prefix_embeds: Tensor | None = None,
+        memory: Tensor | None = None,
+        memory_mask: Tensor | None = None,
     ) -> tuple[Tensor | tuple[Tensor, list], Tensor, None]:
         """Encode a padded batch.
 
@@ -156,6 +166,9 @@ class LMUEncoder(AbsEncoder):
             prev_states: not used; there for AbsEncoder's signature.
             ctc: ESPnet's CTC module, needed for (and only for) self-conditioned CTC.
             return_all_hs: return the output of every layer beside the last.
+            prefix_embeds: embedded tokens put before the first frame, (B, P, D); the output has P more frames.
+            memory: what layers with cross-attention attend to, (B, M, D).
+            memory_mask: valid entries of the memory, (B, 1, M); None for all.
 
         Returns:
             Output (B, T', D), zero on padding; valid frames of each sequence (B,); None.
@@ -164,18 +177,23 @@ class LMUEncoder(AbsEncoder):
 
         Raises:
             TooShortUttError: a sequence is too short for the input layer.
+            ValueError: a memory is given, but the encoder has no cross-attention.
         """
+        if memory is not None and not self.use_cross_attention:
+            raise ValueError("this task gives the encoder a memory to attend to: set use_cross_attention: true")
         x, lengths = self.embed(xs_pad, ilens)
         x = x[:, : int(lengths.max())]
+        if prefix_embeds is not None:
+            x, lengths = torch.cat([prefix_embeds, x], dim=1), lengths + prefix_embeds.size(1)
         valid = torch.arange(x.size(1), device=x.device) < lengths.to(x.device)[:, None]
         padded = None if bool(valid.all()) else valid
         x = self.dropout(x)
         intermediate, all_outputs = [], []
         for index, layer in enumerate(self.layers, start=1):
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(layer, x, lengths, padded, use_reentrant=False)
+                x = checkpoint(layer, x, lengths, padded, memory, memory_mask, use_reentrant=False)
             else:
-                x = layer(x, lengths, padded)
+                x = layer(x, lengths, padded, memory, memory_mask)
             if index in self.interctc_layer_idx:
                 projected = self.out(x)
                 intermediate.append((index, projected))

@@ -66,6 +66,7 @@ def count_parameters(config: Path, vocab_size: int) -> dict:
         ("input projection", _count(encoder.embed), 1),
         ("LMU layers", _count(*(layer.lmu for layer in layers)), len(layers)),
         ("attention layers", _count(*(layer.attention for layer in layers)), len(layers)),
+        ("cross-attention layers", _count(*(layer.cross_attention for layer in layers)), len(layers)),
         ("feed-forward layers", _count(*(layer.feed_forward for layer in layers)), len(layers)),
         ("layer normalization", _count(*(layer.norm for layer in layers)), len(layers)),
         ("output projection", _count(encoder.out), 1),

@@ -8,8 +8,6 @@ depthwise one clears the padding before every convolution.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-
 from espnet.nets.pytorch_backend.transformer.subsampling import (
     Conv2dSubsampling,
     Conv2dSubsampling1,
@@ -18,6 +16,7 @@ from espnet.nets.pytorch_backend.transformer.subsampling import (
     Conv2dSubsampling8,
     TooShortUttError,
 )
+from torch import Tensor, nn
 
 # name -> (ESPnet's module, kernel and stride over time of each of its convolutions)
 _ESPNET = {

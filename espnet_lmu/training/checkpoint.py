@@ -71,7 +71,9 @@ def _best_epochs(directory: Path, stats: dict) -> dict[str, int]:
     import yaml
 
     config = directory / "config.yaml"
-    criteria = yaml.safe_load(config.read_text(encoding="utf-8")).get("best_model_criterion", []) if config.exists() else []
+    criteria = (
+        yaml.safe_load(config.read_text(encoding="utf-8")).get("best_model_criterion", []) if config.exists() else []
+    )
     best = {}
     for phase, key, mode in criteria:
         values = {epoch: stat[phase][key] for epoch, stat in stats.items() if key in stat.get(phase, {})}

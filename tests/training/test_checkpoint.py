@@ -39,7 +39,9 @@ def test_a_new_experiment_is_left_alone(tmp_path):
     assert repair(tmp_path / "none") == []
 
 
-@pytest.mark.parametrize("lost", [("3epoch.pth", "latest.pth"), ("latest.pth",), ("valid.loss.best.pth",), ("3epoch.pth",)])
+@pytest.mark.parametrize(
+    "lost", [("3epoch.pth", "latest.pth"), ("latest.pth",), ("valid.loss.best.pth",), ("3epoch.pth",)]
+)
 def test_what_a_kill_left_out_is_made(experiment, lost):
     for name in lost:
         (experiment / name).unlink()
