@@ -13,6 +13,7 @@ import importlib.machinery
 import importlib.util
 import io
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
 
@@ -102,6 +103,13 @@ class _Finder(importlib.abc.MetaPathFinder):
         if spec is not None and spec.loader is not None:
             spec.loader = _Loader(spec.loader, fullname)
         return spec
+
+
+def ignore_espnets_warnings() -> None:
+    """Silence what Python says of ESPnet's own spellings (deprecated calls, invalid escapes): no user can mend it."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"espnet2?\.")
+    warnings.filterwarnings("ignore", category=SyntaxWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning, message="invalid escape sequence")
 
 
 def install() -> None:

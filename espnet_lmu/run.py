@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import runpy
 import sys
-import warnings
 
-import espnet_lmu  # noqa: F401  (registers the encoder, in spawned workers too)
+from espnet_lmu import hook  # importing the package registers the encoder, in spawned workers too
 
-# Deprecated spellings inside ESPnet that its users can do nothing about.
-warnings.filterwarnings("ignore", category=FutureWarning, module=r"espnet2?\.")
+hook.ignore_espnets_warnings()
 
 
 def main() -> None:

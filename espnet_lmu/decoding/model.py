@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
-import warnings
 from pathlib import Path
 
 from espnet_lmu.data.files import shorten
 from espnet_lmu.errors import UserError
+from espnet_lmu.hook import ignore_espnets_warnings
 
 
 def load_asr_model(config_file: str | Path, model_file: str | Path, device: str = "cpu"):
@@ -21,17 +22,19 @@ def load_asr_model(config_file: str | Path, model_file: str | Path, device: str 
     Raises:
         UserError: the weights are damaged or not the model's, or a file that the configuration names is missing.
     """
-    # Deprecated spellings inside ESPnet that its users can do nothing about.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"espnet2?\.")
+    ignore_espnets_warnings()
     import torch
     from espnet2.tasks.asr import ASRTask
 
+    logging.disable(logging.WARNING)  # that a CTC model has no decoder is no news
     try:
         model, args = ASRTask.build_model_from_file(config_file, None, device)
     except FileNotFoundError as error:
         raise UserError(
             f"{config_file} refers to {error.filename}, which is missing; paths there start at the recipe's directory"
         ) from None
+    finally:
+        logging.disable(logging.NOTSET)
     try:
         state = torch.load(model_file, map_location=device, weights_only=True)
     except pickle.UnpicklingError:

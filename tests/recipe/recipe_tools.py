@@ -59,11 +59,14 @@ class Recipe:
         script.write_text("#!/usr/bin/env bash\nmkdir -p data && cp -r source/* data/\n")
         script.chmod(0o755)
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess:
+    def command(self, *arguments: str) -> list[str]:
         """``./run.sh ARGUMENT ...``"""
-        command = [str(ASR_SH), "--train_set", "train", "--valid_set", "valid", "--test_sets", "test"]
+        sets = ["--train_set", "train", "--valid_set", "valid", "--test_sets", "test"]
+        return [str(ASR_SH), *sets, "--python", sys.executable, *arguments]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command += ["--python", sys.executable, *arguments]
+        command = self.command(*arguments)
         return subprocess.run(command, cwd=self.directory, env=environment, capture_output=True, text=True)
 
 

@@ -3,7 +3,11 @@
 One test, because ESPnet's import (13 s) is paid by each of its processes.
 """
 
+import os
 import shutil
+import signal
+import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -43,9 +47,14 @@ def test_from_audio_to_error_rates(recipe, monkeypatch):
     options = ["--lang", "en", "--token_type", "char", "--speed_perturb_factors", "0.9 1.0"]
     options += ["--asr_config", "train_tiny.yaml", "--nj", "2", "--inference_nj", "2"]
 
-    # Stages 1 to 11: statistics have both lengths, training leaves a model, its average and TensorBoard files.
-    result = recipe.run(*options, "--stop_stage", "11")
+    # Stages 1 to 10: statistics have both lengths. Stage 11 goes on after a kill, and leaves a model, its average and
+    # TensorBoard files.
+    result = recipe.run(*options, "--stop_stage", "10")
     assert result.returncode == 0, result.stdout + result.stderr
+    _train_and_kill(recipe, [*options, "--stage", "11", "--stop_stage", "11"], exp / "1epoch.pth")
+    result = recipe.run(*options, "--stage", "11", "--stop_stage", "11")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "4/4epoch started" in result.stdout and "1/4epoch started" not in result.stdout
     stats = directory / "exp" / "asr_stats_raw_en_char_sp"
     size = len((directory / "data/en_token_list/char/tokens.txt").read_text().splitlines())
     shapes = read_table(stats / "train" / "text_shape.char")
@@ -85,6 +94,17 @@ def test_from_audio_to_error_rates(recipe, monkeypatch):
     assert "this model has CTC only" in message
 
     _check_decoder(recipe, exp, dump, tables, monkeypatch)
+
+
+def _train_and_kill(recipe, arguments, weights):
+    """Start a training and kill all its processes as soon as an epoch's weights are there."""
+    process = subprocess.Popen(
+        recipe.command(*arguments), cwd=recipe.directory, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    while not weights.exists() and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
 
 
 def _check_decoder(recipe, exp, dump, tables, monkeypatch):

@@ -10,8 +10,9 @@ exec ../../TEMPLATE/asr1/asr.sh \
     --valid_set train_dev \
     --test_sets "train_dev test" \
     --speed_perturb_factors "0.9 1.0 1.1" \
-    --token_type bpe \
-    --nbpe 30 \
+    --feats_type fbank \
+    --token_type char \
     --asr_config conf/train_asr.yaml \
+    --inference_asr_model valid.cer_ctc.ave.pth \
     --inference_config ../../../conf/decode_asr_greedy.yaml \
     "$@"
