@@ -9,6 +9,10 @@ export LC_ALL=C.UTF-8
 # Training on the CPU frees and takes large arrays all the time. By default each of them goes back to the system and
 # comes back as fresh pages, which made the convolutions of the input layer 3 to 4 times slower (glibc's mallopt).
 export MALLOC_MMAP_THRESHOLD_=34359738368 MALLOC_TRIM_THRESHOLD_=34359738368 MALLOC_TOP_PAD_=268435456
+# Data stages and decoding run a process on each core, with one thread each. Training has the cores to itself, but for
+# the one that reads the data: a thread without a free core makes all others wait at every operation.
+training_threads=${OMP_NUM_THREADS:-$(($(nproc) > 1 ? $(nproc) - 1 : 1))}
+export OMP_NUM_THREADS=1
 
 log() { echo "$(date '+%Y-%m-%d %H:%M:%S') $*"; }
 die() {
@@ -249,7 +253,8 @@ if runs 11; then
     epoch_results='s/.*INFO: ([0-9]+epoch) results: \[train\] (.*, )?loss=([^,]+),.* time=([^,]+),.*\[valid\]'
     epoch_results+=' (.*cer_ctc=([^,]+),)?.* loss=([^,]+),.*/\1: train loss \3 in \4, valid loss \7, CER \6/p'
     # shellcheck disable=SC2086
-    "${python}" -m espnet_lmu.run -m espnet2.bin.asr_train --ngpu "${ngpu}" "${data_args[@]}" \
+    OMP_NUM_THREADS=${training_threads} \
+        "${python}" -m espnet_lmu.run -m espnet2.bin.asr_train --ngpu "${ngpu}" "${data_args[@]}" \
         --normalize "${feats_normalize}" --resume true --output_dir "${asr_exp}" \
         --train_shape_file "${asr_stats_dir}/train/speech_shape" \
         --train_shape_file "${asr_stats_dir}/train/text_shape.${token_type}" \
