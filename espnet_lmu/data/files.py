@@ -44,10 +44,14 @@ def shorten(names: list[str], limit: int = 3) -> str:
 
 
 def command_line(main: Callable[[], int | None]) -> None:
-    """Run a module's `main`; a `UserError` becomes one line on standard error and exit status 1."""
+    """Run a module's `main`; a `UserError` or a failed file operation becomes one line and exit status 1."""
     try:
         sys.exit(main())
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        # a full disk, no permission: what was finished stays, and running the command again goes on from there
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"error: {where}{error.strerror or error}; run this again once that is mended")
     except KeyboardInterrupt:
         sys.exit(130)

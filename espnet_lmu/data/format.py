@@ -78,7 +78,7 @@ def _write_fbank(shard: Path, audio: dict[str, np.ndarray], rate: int) -> dict[s
     temporary = ark.with_name(f".{ark.name}.tmp")
     features = {utterance: fbank(samples, rate) for utterance, samples in audio.items()}
     offsets: dict[str, str] = {}
-    # The scp names the archive it was written with: write it to memory and put the final name in.
+    # The archive has a temporary name until it is complete; the index that comes with it gets the final one.
     with kaldiio.WriteHelper(f"ark,scp:{temporary},{temporary}.scp", compression_method=2) as writer:
         for utterance, matrix in features.items():
             writer(utterance, matrix)
