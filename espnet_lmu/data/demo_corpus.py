@@ -41,6 +41,10 @@ _REVERBERATION = (0.05, 0.3)  # seconds until the echo has fallen by 60 dB
 _SNR = (15.0, 35.0)  # dB
 _PEAK = (0.1, 0.9)  # of full scale
 
+# Hz at which training plays the samples, made for 22,050 Hz, back: that moves the formants, as vocal tracts of other
+# lengths do, and so makes more voices of the few that there are.
+_TRAINING_PLAYBACK_RATES = (19000, 20000, 21000, 22050, 23000, 24000, 25000)
+
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _NUM_DIGITS = (3, 6)
 _COMMANDS = (
@@ -149,6 +153,8 @@ def _make_utterance(name: str, speakers: list[Speaker], seed: int, number: int) 
         return _speak(_draw_text(chosen), chosen.choice(speakers), chosen)[0]
 
     signal = _record(speech, sample_rate, speak_other, chosen)
+    if name == "train":
+        sample_rate = chosen.choice(_TRAINING_PLAYBACK_RATES)
     return _Utterance(f"{speaker.name}-{name}{number:04d}", speaker.name, text, signal, sample_rate)
 
 

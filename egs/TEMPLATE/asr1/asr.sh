@@ -9,9 +9,9 @@ export LC_ALL=C.UTF-8
 # Training on the CPU frees and takes large arrays all the time. By default each of them goes back to the system and
 # comes back as fresh pages, which made the convolutions of the input layer 3 to 4 times slower (glibc's mallopt).
 export MALLOC_MMAP_THRESHOLD_=34359738368 MALLOC_TRIM_THRESHOLD_=34359738368 MALLOC_TOP_PAD_=268435456
-# Data stages and decoding run a process on each core, with one thread each. Training has the cores to itself, but for
-# the one that reads the data: a thread without a free core makes all others wait at every operation.
-training_threads=${OMP_NUM_THREADS:-$(($(nproc) > 1 ? $(nproc) - 1 : 1))}
+# Data stages and decoding run a process on each core, with one thread each. Training has a thread on each core; where
+# something else keeps a core busy, OMP_NUM_THREADS=1 is faster, since threads wait for each other at every operation.
+training_threads=${OMP_NUM_THREADS:-$(nproc)}
 export OMP_NUM_THREADS=1
 
 log() { echo "$(date '+%Y-%m-%d %H:%M:%S') $*"; }
