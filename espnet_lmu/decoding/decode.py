@@ -11,7 +11,7 @@ from espnet_lmu.data.files import command_line
 from espnet_lmu.decoding.results import write_hypotheses
 from espnet_lmu.errors import UserError
 
-_GREEDY_SETTINGS = {"decoding", "batch_size"}
+_GREEDY_DEFAULTS = {"decoding": "greedy", "batch_size": 16}
 
 
 def read_settings(path: Path | None) -> dict:
@@ -21,7 +21,7 @@ def read_settings(path: Path | None) -> dict:
         UserError: the file is no YAML mapping, or greedy decoding has a setting that it does not know.
     """
     if path is None:
-        return {"decoding": "greedy"}
+        return dict(_GREEDY_DEFAULTS)
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
@@ -32,10 +32,11 @@ def read_settings(path: Path | None) -> dict:
     if decoding not in ("greedy", "search"):
         raise UserError(f"{path}: decoding: {decoding}: give greedy, or leave it out for ESPnet's search")
     if decoding == "greedy":
-        unknown = sorted(set(settings) - _GREEDY_SETTINGS)
+        unknown = sorted(set(settings) - set(_GREEDY_DEFAULTS))
         if unknown:
             raise UserError(f"{path}: greedy decoding has no setting {unknown[0]}; it has batch_size")
-        size = settings.get("batch_size", 1)
+        settings = _GREEDY_DEFAULTS | settings
+        size = settings["batch_size"]
         if not isinstance(size, int) or size < 1:
             raise UserError(f"{path}: batch_size: {size}: give a whole number of utterances")
     return settings
@@ -78,7 +79,7 @@ def main() -> None:
     for name in args.test_sets:
         data_dir, output_dir = args.data_feats / name, args.decode_dir / name
         if greedy:
-            hypotheses = decode_greedy(data_dir, decoder, settings.get("batch_size", 16), nj)
+            hypotheses = decode_greedy(data_dir, decoder, settings["batch_size"], nj)
         else:
             hypotheses = decode_beam(
                 data_dir,

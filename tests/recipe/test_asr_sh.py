@@ -1,6 +1,7 @@
 """asr.sh: its options, the errors a user meets, and stages that stop with one line when something is missing."""
 
 import re
+import sys
 
 import pytest
 import soundfile
@@ -35,6 +36,13 @@ from espnet_lmu.data.kaldi_dir import read_table
 )
 def test_mistakes_are_one_line(recipe, arguments, message):
     assert message in one_line_error(recipe.run(*arguments))
+
+
+def test_python_without_the_packages_is_named_before_any_work(recipe):
+    bare = recipe.directory / "bare_python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')  # no site-packages
+    bare.chmod(0o755)
+    assert "bare_python has not all packages" in one_line_error(recipe.run("--python", str(bare)))
 
 
 def test_help_lists_every_option_with_the_defaults_of_the_recipe(recipe):

@@ -111,6 +111,10 @@ for name in asr_config inference_config; do
     [ -z "${!name}" ] || [ -f "${!name}" ] || die "--${name} ${!name}: no such file"
 done
 command -v "${python}" >/dev/null || die "--python ${python}: no such program"
+"${python}" -c 'import sys
+from importlib.util import find_spec
+sys.exit(any(find_spec(name) is None for name in ("torch", "torchaudio", "espnet2", "kaldiio", "jiwer")))' ||
+    die "${python} has not all packages (torch, espnet, ...): activate the environment they are in, or give --python"
 
 # Names as ESPnet makes them, so that results of both can be compared side by side.
 tag=${feats_type}
