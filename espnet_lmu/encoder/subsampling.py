@@ -17,6 +17,7 @@ from espnet.nets.pytorch_backend.transformer.subsampling import (
     TooShortUttError,
 )
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 # name -> (ESPnet's module, kernel and stride over time of each of its convolutions)
 _ESPNET = {
@@ -96,29 +97,37 @@ class DepthwiseStridingInput(nn.Module):
 
     def __init__(self, input_size: int, output_size: int, factor: int, channels: int = 64):
         super().__init__()
-        stages: list[nn.Module] = [nn.Sequential(nn.Conv2d(1, channels, 3, 2, 1), nn.ReLU())]
+        self.first = nn.Conv2d(1, channels, 3, 2, 1)
         frequencies = (input_size + 1) // 2
+        self.stages = nn.ModuleList()
         for _ in range(factor.bit_length() - 2):
-            stages.append(
-                nn.Sequential(
-                    nn.Conv2d(channels, channels, 3, 2, 1, groups=channels),
-                    nn.Conv2d(channels, channels, 1),
-                    nn.ReLU(),
-                )
-            )
+            depthwise = nn.Conv2d(channels, channels, 3, 2, 1, groups=channels)
+            self.stages.append(nn.ModuleDict({"depthwise": depthwise, "pointwise": nn.Linear(channels, channels)}))
             frequencies = (frequencies + 1) // 2
-        self.stages = nn.ModuleList(stages)
         self.out = nn.Linear(channels * frequencies, output_size)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, F), (B,) -> (B, T', D), (B,)."""
         _check_length(lengths, 1)
-        x = x.unsqueeze(1)
+        # Everything stays in the order (B, T, F, channels). Matrix products and depthwise convolutions in that order
+        # take a third of the time that ordinary convolutions take on a CPU, most of it in the backward pass.
+        x = F.pad(self._clear(x[..., None], lengths), (0, 0, 1, 1, 1, 1))
+        patches = x.squeeze(-1).unfold(1, 3, 2).unfold(2, 3, 2).flatten(3)
+        x = F.linear(patches, self.first.weight.flatten(1), self.first.bias)
+        lengths = torch.div(lengths + 1, 2, rounding_mode="floor")
+        x = self._clear(x, lengths).relu_()
         for stage in self.stages:
-            valid = torch.arange(x.size(2), device=x.device) < lengths[:, None]
-            x = stage(x.masked_fill(~valid[:, None, :, None], 0.0))
+            x = stage["depthwise"](x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            x = stage["pointwise"](x)
             lengths = torch.div(lengths + 1, 2, rounding_mode="floor")
-        return self.out(x.transpose(1, 2).flatten(2)), lengths
+            x = self._clear(x, lengths).relu_()
+        return self.out(x.flatten(2)), lengths
+
+    @staticmethod
+    def _clear(x: Tensor, lengths: Tensor) -> Tensor:
+        """Zeros in the padding of (B, T, F, channels)."""
+        padding = torch.arange(x.size(1), device=x.device) >= lengths.to(x.device)[:, None]
+        return x.masked_fill(padding[:, :, None, None], 0.0)
 
 
 def build_input_layer(name: str, input_size: int, output_size: int) -> nn.Module:
