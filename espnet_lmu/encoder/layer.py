@@ -7,16 +7,28 @@ from torch import Tensor, nn
 from espnet_lmu.encoder.attention import CrossAttention, SelfAttention
 
 
+class FeedForward(nn.Sequential):
+    """LayerNorm, then a position-wise network with one hidden layer of `units`: 2 D units + units + 3 D parameters."""
+
+    def __init__(self, size: int, units: int, dropout_rate: float):
+        super().__init__(
+            nn.LayerNorm(size), nn.Linear(size, units), nn.SiLU(), nn.Dropout(dropout_rate), nn.Linear(units, size)
+        )
+
+
 class LMULayer(nn.Module):
     """x + attention(x), then x + LMU(norm(x)), then x + cross_attention(x, memory), then x + feed_forward(x).
 
+    As a macaron (Gulati et al. 2020, "Conformer", eq. 1): with another feed-forward module in front, half of the
+    output of each of the two, and a LayerNorm at the end.
+
     Args:
         size: feature dimension D.
-        lmu: a layer of `espnet_lmu.lmu` from D to D: (x, lengths) -> (y, state).
+        lmu: a module from D to D: (x, lengths) -> (y, state).
         attention: the self-attention in front (with a norm of its own), or None.
         cross_attention: attention to a memory (with a norm of its own), or None.
-        linear_units: hidden units of the position-wise feed-forward module at the end; 0 for none, as in the
-            published model.
+        linear_units: hidden units of the feed-forward modules; 0 for none, as in the published model.
+        macaron: whether the layer is a macaron.
         dropout_rate: dropout of each branch before it is added.
     """
 
@@ -27,24 +39,18 @@ class LMULayer(nn.Module):
         attention: SelfAttention | None,
         cross_attention: CrossAttention | None = None,
         linear_units: int = 0,
+        macaron: bool = False,
         dropout_rate: float = 0.1,
     ):
         super().__init__()
+        self.first_feed_forward = FeedForward(size, linear_units, dropout_rate) if macaron else None
         self.attention = attention
         self.norm = nn.LayerNorm(size)
         self.lmu = lmu
         self.cross_attention = cross_attention
-        self.feed_forward = (
-            nn.Sequential(
-                nn.LayerNorm(size),
-                nn.Linear(size, linear_units),
-                nn.SiLU(),
-                nn.Dropout(dropout_rate),
-                nn.Linear(linear_units, size),
-            )
-            if linear_units
-            else None
-        )
+        self.feed_forward = FeedForward(size, linear_units, dropout_rate) if linear_units else None
+        self.scale = 0.5 if macaron else 1.0
+        self.last_norm = nn.LayerNorm(size) if macaron else None
         self.dropout = nn.Dropout(dropout_rate)
 
     def forward(
@@ -67,6 +73,8 @@ class LMULayer(nn.Module):
         Returns:
             (B, T, D).
         """
+        if self.first_feed_forward is not None:
+            x = x + self.scale * self.dropout(self.first_feed_forward(x))
         if self.attention is not None:
             x = x + self.dropout(self.attention(x, valid))
         y, _ = self.lmu(self.norm(x), lengths)
@@ -74,5 +82,5 @@ class LMULayer(nn.Module):
         if self.cross_attention is not None and memory is not None:
             x = x + self.dropout(self.cross_attention(x, memory, memory_mask))
         if self.feed_forward is not None:
-            x = x + self.dropout(self.feed_forward(x))
-        return x
+            x = x + self.scale * self.dropout(self.feed_forward(x))
+        return x if self.last_norm is None else self.last_norm(x)

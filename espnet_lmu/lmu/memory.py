@@ -1,4 +1,4 @@
-"""The linear Legendre memory over whole sequences: three routes that give the same numbers.
+"""The linear Legendre memory over whole sequences: four routes that give the same numbers.
 
 Source: Chilkuri, Eliasmith, "Parallelizing Legendre Memory Unit Training", ICML 2021. Without feedback the memory is a
 fixed linear filter of its input, so all frames can be computed at once.
@@ -131,6 +131,13 @@ def _final(found: Tensor, last: Tensor, state: Tensor | None) -> Tensor:
     return torch.where((last >= 0)[:, None, None], found, initial)
 
 
+def _reversed(u: Tensor, frame: Tensor) -> Tensor:
+    """Each sequence of (B, T, C) from its frame (B,) back to its first, then zeros, (B, C, T)."""
+    rows = torch.arange(len(u), device=u.device)[:, None]
+    back = frame[:, None] - torch.arange(u.shape[1], device=u.device)
+    return torch.where((back >= 0)[..., None], u[rows, back.clamp(min=0)], 0).transpose(1, 2)
+
+
 def _free_response(operators: MemoryOperators, state: Tensor, frames: int) -> Tensor:
     """What the initial state (B, C, d) leaves in each frame without any input, (B, T, C, d)."""
     A, _ = operators.matrices(state)
@@ -241,12 +248,52 @@ def linear_readout(
         kernel = torch.fft.rfft(torch.einsum("hcd,td->hct", weight, response), length)
         spectrum = torch.einsum("bcf,hcf->bhf", torch.fft.rfft(u.transpose(1, 2), length), kernel)
         y = torch.fft.irfft(spectrum, length)[..., :frames].transpose(1, 2)
-        back = frame[:, None] - torch.arange(frames, device=u.device)
-        reversed_u = torch.where((back >= 0)[..., None], u[rows[:, None], back.clamp(min=0)], 0)
-        final = reversed_u.transpose(1, 2) @ response
+        final = _reversed(u, frame) @ response
         if state is not None:
             free = _free_response(operators, state, frames)
             y = y + free.flatten(2) @ weight.flatten(1).T
+            final = final + free[rows, frame]
+    return y, _final(final, last, state)
+
+
+def channel_readout(
+    u: Tensor,
+    weight: Tensor,
+    operators: MemoryOperators,
+    state: Tensor | None = None,
+    lengths: Tensor | None = None,
+    route: str = "chunk",
+    chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The readout weight[c] . m[t, c] of each channel's own memory: `linear_readout` with a diagonal weight.
+
+    Args: as `linear_memory`, and weight (C, d).
+
+    Returns: (B, T, C), meaningless after a sequence's length, and the state (B, C, d).
+    """
+    batch, frames, channels = u.shape
+    if route == "step":
+        memory, final = linear_memory(u, operators, state, lengths, route)
+        return (memory * weight).sum(-1), final
+    rows, last = _last_frame(lengths, u)
+    frame = last.clamp(min=0)
+    if route == "chunk":
+        chunk_size = chunk_frames(chunk_size, frames, operators.order)
+        chunks = _split_into_chunks(u, operators, state, chunk_size)
+        operator = operators.chunk(chunk_size, u)
+        folded = (operator.flatten(0, 1) @ weight.T).T.unflatten(1, operator.shape[:2])
+        y = chunks.permute(2, 0, 1, 3).flatten(1, 2) @ folded
+        y = y.view(channels, batch, -1, chunk_size).permute(1, 2, 3, 0).reshape(batch, -1, channels)[:, :frames]
+        final = chunks[rows, frame // chunk_size] @ operator[:, frame % chunk_size].transpose(0, 1)
+    else:
+        length = fft_length(frames)
+        response = operators.impulse(frames, u)
+        spectrum = torch.fft.rfft(u, length, dim=1) * torch.fft.rfft(response @ weight.T, length, dim=0)
+        y = torch.fft.irfft(spectrum, length, dim=1)[:, :frames]
+        final = _reversed(u, frame) @ response
+        if state is not None:
+            free = _free_response(operators, state, frames)
+            y = y + (free * weight).sum(-1)
             final = final + free[rows, frame]
     return y, _final(final, last, state)
 

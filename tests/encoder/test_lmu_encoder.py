@@ -40,6 +40,15 @@ VARIANTS = {
         "memory_d": 2,
         "input_layer": "dw_striding",
     },
+    "depthwise": {"lmu_type": "depthwise"},
+    "depthwise macaron": {
+        "lmu_type": "depthwise",
+        "block_type": "macaron",
+        "linear_units": 24,
+        "bidirectional": True,
+        "theta": [4.0, 9.0],
+    },
+    "macaron of the original LMU": {"block_type": "macaron", "linear_units": 24},
     "no attention": {"use_attention": False},
     "euler": {"discretizer": "euler", "theta": 200.0},
 }
@@ -178,6 +187,9 @@ def test_attention_depends_on_relative_positions_only():
         ({"input_layer": "conv3d"}, "dw_striding"),
         ({"memory_d": 2}, "lmu_type parallel"),
         ({"num_blocks": 0}, "num_blocks"),
+        ({"block_type": "conformer"}, "plain, macaron"),
+        ({"block_type": "macaron"}, "needs linear_units"),
+        ({"theta": [8.0, 16.0]}, "lmu_type depthwise"),
         ({"attention_heads": 3}, "attention_heads"),
         ({"theta": -1.0}, "theta"),
         ({"memory_size": 0}, "order|memory_size"),
@@ -246,9 +258,16 @@ def test_base_training_memory(capsys):
     }
 
 
-def test_params_counts_what_it_builds(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lmu_type": "parallel", "memory_d": 2, "linear_units": 24, "use_cross_attention": True},
+        {"lmu_type": "depthwise", "block_type": "macaron", "linear_units": 24, "bidirectional": True},
+    ],
+)
+def test_params_counts_what_it_builds(tmp_path, capsys, options):
     """Options with parameters of their own are in the table: it adds up to the model ESPnet builds."""
-    options = {**SMALL, "lmu_type": "parallel", "memory_d": 2, "linear_units": 24, "use_cross_attention": True}
+    options = {**SMALL, **options}
     config = tmp_path / "train.yaml"
     config.write_text(f"encoder: LMU\ninput_size: 20\nencoder_conf: {json.dumps(options)}\n")
     main.main(["params", "--json", "--vocab_size", "7", str(config)])
