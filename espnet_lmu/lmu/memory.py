@@ -281,9 +281,11 @@ def channel_readout(
         chunk_size = chunk_frames(chunk_size, frames, operators.order)
         chunks = _split_into_chunks(u, operators, state, chunk_size)
         operator = operators.chunk(chunk_size, u)
-        folded = (operator.flatten(0, 1) @ weight.T).T.unflatten(1, operator.shape[:2])
+        folded = (weight @ operator.flatten(0, 1).T).unflatten(1, operator.shape[:2])
+        # Contiguous operands, also in the backward pass (where the slice makes them so): otherwise torch multiplies
+        # the channels' matrices one by one.
         y = chunks.permute(2, 0, 1, 3).flatten(1, 2) @ folded
-        y = y.view(channels, batch, -1, chunk_size).permute(1, 2, 3, 0).reshape(batch, -1, channels)[:, :frames]
+        y = y.view(channels, batch, -1)[:, :, :frames].permute(1, 2, 0)
         final = chunks[rows, frame // chunk_size] @ operator[:, frame % chunk_size].transpose(0, 1)
     else:
         length = fft_length(frames)
