@@ -109,25 +109,33 @@ class DepthwiseStridingInput(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, F), (B,) -> (B, T', D), (B,)."""
         _check_length(lengths, 1)
-        # Everything stays in the order (B, T, F, channels). Matrix products and depthwise convolutions in that order
-        # take a third of the time that ordinary convolutions take on a CPU, most of it in the backward pass.
-        x = F.pad(self._clear(x[..., None], lengths), (0, 0, 1, 1, 1, 1))
-        patches = x.squeeze(-1).unfold(1, 3, 2).unfold(2, 3, 2).flatten(3)
-        x = F.linear(patches, self.first.weight.flatten(1), self.first.bias)
+        # Everything stays in the order (B, T, F, channels): a CPU takes half the time for matrix products and a
+        # depthwise convolution in that order that it takes for ordinary convolutions. The column of ones is the bias.
+        # The weight is contiguous because autograd chooses by it how to form its gradient: six times faster so.
+        x = F.pad(x.masked_fill(_padding(x, lengths)[:, :, None], 0.0), (1, 1, 1, 1))
+        patches = F.pad(x.unfold(1, 3, 2).unfold(2, 3, 2).flatten(3), (0, 1), value=1.0)
+        x = patches @ torch.cat([self.first.weight.flatten(1).T, self.first.bias[None]])
         lengths = torch.div(lengths + 1, 2, rounding_mode="floor")
-        x = self._clear(x, lengths).relu_()
+        x = _relu(x, lengths)
         for stage in self.stages:
             x = stage["depthwise"](x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             x = stage["pointwise"](x)
             lengths = torch.div(lengths + 1, 2, rounding_mode="floor")
-            x = self._clear(x, lengths).relu_()
+            x = _relu(x, lengths)
         return self.out(x.flatten(2)), lengths
 
-    @staticmethod
-    def _clear(x: Tensor, lengths: Tensor) -> Tensor:
-        """Zeros in the padding of (B, T, F, channels)."""
-        padding = torch.arange(x.size(1), device=x.device) >= lengths.to(x.device)[:, None]
-        return x.masked_fill(padding[:, :, None, None], 0.0)
+
+def _padding(x: Tensor, lengths: Tensor) -> Tensor:
+    """(B, T) true in the padding of x (B, T, ...)."""
+    return torch.arange(x.size(1), device=x.device) >= lengths.to(x.device)[:, None]
+
+
+def _relu(x: Tensor, lengths: Tensor) -> Tensor:
+    """ReLU of (B, T, F, channels), in place, with zeros in the padding."""
+    # Autograd need not know of the zeros: where its output is 0, ReLU passes no gradient on.
+    with torch.no_grad():
+        x.masked_fill_(_padding(x, lengths)[:, :, None, None], 0.0)
+    return x.relu_()
 
 
 def build_input_layer(name: str, input_size: int, output_size: int) -> nn.Module:
