@@ -1,8 +1,9 @@
 """What ESPnet's modules need right after (or while) they are imported, done without importing them.
 
 ESPnet has no entry points: a class becomes an encoder by being written into the ``encoder_choices`` of each
-task module. Importing a task takes about 13 s, so nothing is imported here; a finder on ``sys.meta_path``
-waits for the modules named in ``_HOOKS`` and acts when somebody imports them.
+task module, an augmentation by being written into its ``specaug_choices``. Importing a task takes about 13 s,
+so nothing is imported here; a finder on ``sys.meta_path`` waits for the modules named in ``_HOOKS`` and acts
+when somebody imports them.
 """
 
 from __future__ import annotations
@@ -18,22 +19,28 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 
 ENCODER_NAME = "lmu"
+SPECAUG_NAME = "vtlp_specaug"
 
 # Tasks that call their encoder as AbsEncoder declares it. Not among them: hubert (passes `num_classes`), ssl
 # (passes `masks`), spk and lid (pass no lengths), enh and enh_tse (another AbsEncoder), asr_transducer (no choice).
 _TASKS = ("asr", "asvspoof", "cls", "diar", "mt", "s2st", "s2t", "s2t_ctc", "slu", "st")
 
 
-def _register_encoder(task: ModuleType) -> None:
-    """Add the encoder to every choice of `task` that takes an ``espnet2.asr`` encoder."""
+def _register(task: ModuleType) -> None:
+    """Add the encoder and the augmentation to the choices of `task` that take such classes."""
     from espnet2.asr.encoder.abs_encoder import AbsEncoder
+    from espnet2.asr.specaug.abs_specaug import AbsSpecAug
     from espnet2.train.class_choices import ClassChoices
 
     from espnet_lmu.encoder.lmu_encoder import LMUEncoder
+    from espnet_lmu.training.specaug import VTLPSpecAug
 
     for choices in vars(task).values():
-        if isinstance(choices, ClassChoices) and choices.base_type is AbsEncoder:
-            choices.classes.setdefault(ENCODER_NAME, LMUEncoder)
+        if isinstance(choices, ClassChoices):
+            if choices.base_type is AbsEncoder:
+                choices.classes.setdefault(ENCODER_NAME, LMUEncoder)
+            elif choices.base_type is AbsSpecAug:
+                choices.classes.setdefault(SPECAUG_NAME, VTLPSpecAug)
 
 
 @contextlib.contextmanager
@@ -66,7 +73,7 @@ def _atomic_checkpoints(trainer: ModuleType) -> None:
 
 # module -> (context manager around its execution, function called with it afterwards)
 _HOOKS: dict[str, tuple[Callable | None, Callable[[ModuleType], None] | None]] = {
-    **{f"espnet2.tasks.{task}": (None, _register_encoder) for task in _TASKS},
+    **{f"espnet2.tasks.{task}": (None, _register) for task in _TASKS},
     "espnet.nets.pytorch_backend.transformer.attention": (_no_flash_attention_notice, None),
     "g2p_en.g2p": (_no_nltk_download, None),
     "espnet2.train.trainer": (None, _atomic_checkpoints),
