@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from espnet_lmu.encoder.attention import CrossAttention, SelfAttention
+from espnet_lmu.encoder.dropout import Dropout
 
 
 class FeedForward(nn.Sequential):
@@ -12,7 +13,7 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, size: int, units: int, dropout_rate: float):
         super().__init__(
-            nn.LayerNorm(size), nn.Linear(size, units), nn.SiLU(), nn.Dropout(dropout_rate), nn.Linear(units, size)
+            nn.LayerNorm(size), nn.Linear(size, units), nn.SiLU(), Dropout(dropout_rate), nn.Linear(units, size)
         )
 
 
@@ -51,7 +52,7 @@ class LMULayer(nn.Module):
         self.feed_forward = FeedForward(size, linear_units, dropout_rate) if linear_units else None
         self.scale = 0.5 if macaron else 1.0
         self.last_norm = nn.LayerNorm(size) if macaron else None
-        self.dropout = nn.Dropout(dropout_rate)
+        self.dropout = Dropout(dropout_rate)
 
     def forward(
         self,

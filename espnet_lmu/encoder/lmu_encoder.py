@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from espnet_lmu.encoder.attention import CrossAttention, SelfAttention
 from espnet_lmu.encoder.depthwise import DepthwiseModule
+from espnet_lmu.encoder.dropout import Dropout
 from espnet_lmu.encoder.layer import LMULayer
 from espnet_lmu.encoder.subsampling import build_input_layer
 from espnet_lmu.lmu import LMU, Bidirectional, ParallelLMU
@@ -150,7 +151,7 @@ class LMUEncoder(AbsEncoder):
         self.interctc_use_conditioning = interctc_use_conditioning
         self.conditioning_layer: nn.Module | None = None
         self.embed = build_input_layer(input_layer, input_size, output_size)
-        self.dropout = nn.Dropout(dropout_rate)
+        self.dropout = Dropout(dropout_rate)
         self.layers = nn.ModuleList(
             LMULayer(
                 output_size,
