@@ -11,9 +11,7 @@ export LC_ALL=C.UTF-8
 # told to keep what it has (mallopt) and to ask for pages of 2 MiB.
 export MALLOC_MMAP_THRESHOLD_=34359738368 MALLOC_TRIM_THRESHOLD_=34359738368 MALLOC_TOP_PAD_=268435456
 export GLIBC_TUNABLES=glibc.malloc.hugetlb=1${GLIBC_TUNABLES:+:${GLIBC_TUNABLES}}
-# Data stages and decoding run a process on each core, with one thread each. Training has a thread on each core; where
-# something else keeps a core busy, OMP_NUM_THREADS=1 is faster, since threads wait for each other at every operation.
-training_threads=${OMP_NUM_THREADS:-$(nproc)}
+# Work on the CPU runs in processes of one thread each: threads would wait for each other at every operation.
 export OMP_NUM_THREADS=1
 
 log() { echo "$(date '+%Y-%m-%d %H:%M:%S') $*"; }
@@ -28,6 +26,7 @@ stage=1                   # First stage to run.
 stop_stage=13             # Last stage to run.
 ngpu=0                    # Number of GPUs to train on; decoding then uses one (0: CPU).
 nj=2                      # Number of processes that prepare data.
+train_nj=2                # Number of processes that train together on the CPU (with --ngpu 0).
 python=python3            # Python interpreter with ESPnet installed.
 dumpdir=dump              # Directory of formatted audio and features.
 expdir=exp                # Directory of experiments.
@@ -105,7 +104,7 @@ need_one_of() {
     shift
     [[ " $* " == *" ${!name} "* ]] || die "--${name} ${!name}: give one of: $*"
 }
-for name in stage stop_stage ngpu nj nbpe inference_nj; do need_number "${name}"; done
+for name in stage stop_stage ngpu nj train_nj nbpe inference_nj; do need_number "${name}"; done
 for name in train_set valid_set test_sets; do [ -n "${!name}" ] || die "--${name} is required"; done
 need_one_of feats_type raw fbank
 need_one_of token_type bpe char
@@ -253,14 +252,24 @@ if runs 11; then
     if [ "${feats_normalize}" = global_mvn ]; then
         data_args+=(--normalize_conf "stats_file=${asr_stats_dir}/train/feats_stats.npz")
     fi
-    [ "${ngpu}" -le 1 ] || data_args+=(--multiprocessing_distributed true)
+    launcher=()
+    if [ "${ngpu}" -gt 1 ]; then
+        data_args+=(--multiprocessing_distributed true)
+    elif [ "${ngpu}" -eq 0 ] && [ "${train_nj}" -gt 1 ]; then
+        launcher=(-m torch.distributed.run --standalone --nproc_per_node "${train_nj}")
+        data_args+=(--multiprocessing_distributed false --dist_backend gloo)
+    fi
+    # The last exception of a process that trains; a launcher's own report follows it.
+    what_failed() {
+        grep -E '^[A-Za-z0-9_.]*(Error|Exception)\b|: error: ' "$1" | grep -v ChildFailedError | tail -n 1 | grep . ||
+            tail -n 1 "$1"
+    }
     # The console shows each epoch's results and the time left; the log has everything, of resumed runs too.
     epoch_started='s/.*INFO: ([0-9]+\/[0-9]+epoch started\. Estimated .*)/\1/p'
     epoch_results='s/.*INFO: ([0-9]+epoch) results: \[train\] (.*, )?loss=([^,]+),.* time=([^,]+),.*\[valid\]'
     epoch_results+=' (.*cer_ctc=([^,]+),)?.* loss=([^,]+),.*/\1: train loss \3 in \4, valid loss \7, CER \6/p'
     # shellcheck disable=SC2086
-    OMP_NUM_THREADS=${training_threads} \
-        "${python}" -m espnet_lmu.run -m espnet2.bin.asr_train --ngpu "${ngpu}" "${data_args[@]}" \
+    "${python}" "${launcher[@]}" -m espnet_lmu.run -m espnet2.bin.asr_train --ngpu "${ngpu}" "${data_args[@]}" \
         --normalize "${feats_normalize}" --resume true --output_dir "${asr_exp}" \
         --train_shape_file "${asr_stats_dir}/train/speech_shape" \
         --train_shape_file "${asr_stats_dir}/train/text_shape.${token_type}" \
@@ -268,7 +277,7 @@ if runs 11; then
         --valid_shape_file "${asr_stats_dir}/valid/text_shape.${token_type}" \
         --fold_length "${fold_length}" --fold_length "${asr_text_fold_length}" ${asr_args} 2>&1 |
         tee -a "${asr_exp}/train.log" | sed -unE -e "${epoch_started}" -e "${epoch_results}" ||
-        die "stage 11: training failed: $(tail -n 1 "${asr_exp}/train.log") (log: ${asr_exp}/train.log)"
+        die "stage 11: training failed: $(what_failed "${asr_exp}/train.log") (log: ${asr_exp}/train.log)"
 fi
 
 decode_dir=${asr_exp}/${inference_tag}

@@ -9,8 +9,9 @@ exec ../../TEMPLATE/asr1/asr.sh \
     --train_set train_nodev \
     --valid_set train_dev \
     --test_sets "train_dev test" \
-    --speed_perturb_factors "0.9 1.0 1.1" \
+    --speed_perturb_factors "0.8 0.85 0.9 0.95 1.0 1.05 1.1 1.15 1.2" \
     --feats_type fbank \
+    --feats_normalize utterance_mvn \
     --token_type char \
     --asr_config conf/train_asr.yaml \
     --inference_asr_model valid.cer_ctc.ave.pth \
