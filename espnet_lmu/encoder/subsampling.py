@@ -109,9 +109,9 @@ class DepthwiseStridingInput(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, F), (B,) -> (B, T', D), (B,)."""
         _check_length(lengths, 1)
-        # Everything stays in the order (B, T, F, channels): a CPU takes half the time for matrix products and a
-        # depthwise convolution in that order that it takes for ordinary convolutions. The column of ones is the bias.
-        # The weight is contiguous because autograd chooses by it how to form its gradient: six times faster so.
+        # Everything stays in the order (B, T, F, channels): a CPU takes two thirds of the time for matrix products and
+        # a depthwise convolution in that order that it takes for ordinary convolutions. The column of ones is the
+        # bias. The weight is contiguous because autograd chooses by it how to form its gradient: six times faster so.
         x = F.pad(x.masked_fill(_padding(x, lengths)[:, :, None], 0.0), (1, 1, 1, 1))
         patches = F.pad(x.unfold(1, 3, 2).unfold(2, 3, 2).flatten(3), (0, 1), value=1.0)
         x = patches @ torch.cat([self.first.weight.flatten(1).T, self.first.bias[None]])

@@ -7,8 +7,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
 export PYTHONPATH="${root}${PYTHONPATH:+:${PYTHONPATH}}"
 export LC_ALL=C.UTF-8
 # Training on the CPU frees and takes large arrays all the time. By default each of them goes back to the system and
-# comes back as fresh pages of 4 KiB, each of which must be mapped and cleared, a fifth of the training time. glibc is
-# told to keep what it has (mallopt) and to ask for pages of 2 MiB.
+# comes back as fresh pages of 4 KiB, each of which must be mapped and cleared first. glibc is told to keep what it
+# has (mallopt) and to ask for pages of 2 MiB.
 export MALLOC_MMAP_THRESHOLD_=34359738368 MALLOC_TRIM_THRESHOLD_=34359738368 MALLOC_TOP_PAD_=268435456
 export GLIBC_TUNABLES=glibc.malloc.hugetlb=1${GLIBC_TUNABLES:+:${GLIBC_TUNABLES}}
 # Work on the CPU runs in processes of one thread each: threads would wait for each other at every operation.
@@ -252,24 +252,22 @@ if runs 11; then
     if [ "${feats_normalize}" = global_mvn ]; then
         data_args+=(--normalize_conf "stats_file=${asr_stats_dir}/train/feats_stats.npz")
     fi
-    launcher=()
+    train=(-m espnet_lmu.run -m espnet2.bin.asr_train)
     if [ "${ngpu}" -gt 1 ]; then
         data_args+=(--multiprocessing_distributed true)
     elif [ "${ngpu}" -eq 0 ] && [ "${train_nj}" -gt 1 ]; then
-        launcher=(-m torch.distributed.run --standalone --nproc_per_node "${train_nj}")
-        data_args+=(--multiprocessing_distributed false --dist_backend gloo)
+        train=(-m espnet_lmu.training.launch "${train_nj}")
     fi
-    # The last exception of a process that trains; a launcher's own report follows it.
+    # The last exception, or complaint about an option, in the log.
     what_failed() {
-        grep -E '^[A-Za-z0-9_.]*(Error|Exception)\b|: error: ' "$1" | grep -v ChildFailedError | tail -n 1 | grep . ||
-            tail -n 1 "$1"
+        grep -E '^[A-Za-z0-9_.]*Error\b|: error: ' "$1" | tail -n 1 | grep . || tail -n 1 "$1"
     }
     # The console shows each epoch's results and the time left; the log has everything, of resumed runs too.
     epoch_started='s/.*INFO: ([0-9]+\/[0-9]+epoch started\. Estimated .*)/\1/p'
     epoch_results='s/.*INFO: ([0-9]+epoch) results: \[train\] (.*, )?loss=([^,]+),.* time=([^,]+),.*\[valid\]'
     epoch_results+=' (.*cer_ctc=([^,]+),)?.* loss=([^,]+),.*/\1: train loss \3 in \4, valid loss \7, CER \6/p'
     # shellcheck disable=SC2086
-    "${python}" "${launcher[@]}" -m espnet_lmu.run -m espnet2.bin.asr_train --ngpu "${ngpu}" "${data_args[@]}" \
+    "${python}" "${train[@]}" --ngpu "${ngpu}" "${data_args[@]}" \
         --normalize "${feats_normalize}" --resume true --output_dir "${asr_exp}" \
         --train_shape_file "${asr_stats_dir}/train/speech_shape" \
         --train_shape_file "${asr_stats_dir}/train/text_shape.${token_type}" \
