@@ -21,6 +21,8 @@ from espnet_lmu.hook import ignore_espnets_warnings
 def _train(rank: int, processes: int, port: int, arguments: list[str]) -> None:
     # torch ends this process by SIGINT when the starting one dies, but a shell's background jobs ignore SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A spawned process would spawn its data loader's workers too: 13 s of imports before each epoch.
+    torch.multiprocessing.set_start_method("fork", force=True)
     ignore_espnets_warnings()
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     sys.argv = ["asr_train", *arguments]  # ESPnet writes it into the log
