@@ -56,7 +56,14 @@ def unpack(archive: Path, folder: Path) -> Path:
     temporary = folder / f".an4.{os.getpid()}.tmp"
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(temporary, filter="data")
+            if hasattr(tarfile, "data_filter"):
+                tar.extractall(temporary, filter="data")
+            else:  # Python before 3.10.12 and 3.11.4
+                for member in tar:
+                    name = Path(member.name)
+                    if not (member.isfile() or member.isdir()) or name.is_absolute() or ".." in name.parts:
+                        raise tarfile.TarError(f"unsafe member {member.name}")
+                    tar.extract(member, temporary)
         os.replace(temporary / "an4", root)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UserError(f"{archive}: not a complete AN4 archive ({error}); delete it and fetch it again") from None

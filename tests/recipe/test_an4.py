@@ -75,6 +75,19 @@ def test_wrong_paths_and_archives_are_one_line(corpus, tmp_path):
     assert not (tmp_path / "data").exists() and not list((tmp_path / "downloads").glob("*"))
 
 
+@pytest.mark.parametrize("old_python", [False, True])
+def test_archives_unpack_with_and_without_pythons_own_filter(corpus, tmp_path, monkeypatch, old_python):
+    if old_python:
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    assert an4.unpack(make_archive(corpus), tmp_path) == tmp_path / "an4"
+    assert (tmp_path / "an4" / "etc" / "an4_test.transcription").exists()
+    with tarfile.open(tmp_path / "bad.tar.gz", "w:gz") as tar:
+        tar.add(corpus / "etc", "../escaped")
+    with pytest.raises(UserError, match="bad.tar.gz: not a complete AN4 archive"):
+        an4.unpack(tmp_path / "bad.tar.gz", tmp_path / "folder")
+    assert not (tmp_path / "escaped").exists()
+
+
 class Response(io.BytesIO):
     headers = {"Content-Length": "5"}
 
