@@ -19,6 +19,8 @@ from espnet.nets.pytorch_backend.transformer.subsampling import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from espnet_lmu.lmu.naive import valid_frames
+
 # name -> (ESPnet's module, kernel and stride over time of each of its convolutions)
 _ESPNET = {
     "conv2d": (Conv2dSubsampling, ((3, 2), (3, 2))),
@@ -109,10 +111,11 @@ class DepthwiseStridingInput(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, F), (B,) -> (B, T', D), (B,)."""
         _check_length(lengths, 1)
+        lengths = lengths.to(x.device)
         # Everything stays in the order (B, T, F, channels): a CPU takes two thirds of the time for matrix products and
         # a depthwise convolution in that order that it takes for ordinary convolutions. The column of ones is the
         # bias. The weight is contiguous because autograd chooses by it how to form its gradient: six times faster so.
-        x = F.pad(x.masked_fill(_padding(x, lengths)[:, :, None], 0.0), (1, 1, 1, 1))
+        x = F.pad(x.masked_fill(~valid_frames(lengths, x.size(1))[:, :, None], 0.0), (1, 1, 1, 1))
         patches = F.pad(x.unfold(1, 3, 2).unfold(2, 3, 2).flatten(3), (0, 1), value=1.0)
         x = patches @ torch.cat([self.first.weight.flatten(1).T, self.first.bias[None]])
         lengths = torch.div(lengths + 1, 2, rounding_mode="floor")
@@ -125,16 +128,11 @@ class DepthwiseStridingInput(nn.Module):
         return self.out(x.flatten(2)), lengths
 
 
-def _padding(x: Tensor, lengths: Tensor) -> Tensor:
-    """(B, T) true in the padding of x (B, T, ...)."""
-    return torch.arange(x.size(1), device=x.device) >= lengths.to(x.device)[:, None]
-
-
 def _relu(x: Tensor, lengths: Tensor) -> Tensor:
     """ReLU of (B, T, F, channels), in place, with zeros in the padding."""
     # Autograd need not know of the zeros: where its output is 0, ReLU passes no gradient on.
     with torch.no_grad():
-        x.masked_fill_(_padding(x, lengths)[:, :, None, None], 0.0)
+        x.masked_fill_(~valid_frames(lengths, x.size(1))[:, :, None, None], 0.0)
     return x.relu_()
 
 

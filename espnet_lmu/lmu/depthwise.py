@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from espnet_lmu.lmu.legendre import LegendreBuffers, LegendreSystem
-from espnet_lmu.lmu.memory import channel_readout, operators_of
+from espnet_lmu.lmu.memory import linear_readout, operators_of
 from espnet_lmu.lmu.naive import valid_frames
 from espnet_lmu.lmu.original import check_sequences, computing_dtype
 from espnet_lmu.lmu.parallel import check_route, choose_route
@@ -103,7 +103,7 @@ class DepthwiseLMU(nn.Module):
                 strict=True,
             ):
                 operators = operators_of(memory.system)
-                y, final = channel_readout(part, weight, operators, entry, lengths, route, self.chunk_size)
+                y, final = linear_readout(part, weight, operators, entry, lengths, route, self.chunk_size)
                 outputs.append(y)
                 finals.append(final)
         y = (torch.cat(outputs, dim=2) + self.w_x.to(dtype) * u).to(x.dtype)

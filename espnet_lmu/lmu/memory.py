@@ -214,6 +214,24 @@ def linear_memory(
     return memory, _final(memory[rows, last.clamp(min=0)], last, state)
 
 
+def _read(memory: Tensor, weight: Tensor) -> Tensor:
+    """The readout of a memory (B, T, C, d) by a weight (H, C, d), or by (C, d) of each channel alone."""
+    return (memory * weight).sum(-1) if weight.dim() == 2 else memory.flatten(2) @ weight.flatten(1).T
+
+
+def _read_chunks(chunks: Tensor, operator: Tensor, weight: Tensor, frames: int) -> Tensor:
+    """`_read` of what `_split_into_chunks` gives, (B, T, H), with the weight folded into the operator."""
+    batch, _, channels, _ = chunks.shape
+    if weight.dim() == 2:
+        folded = (weight @ operator.flatten(0, 1).T).unflatten(1, operator.shape[:2])
+        # Contiguous operands, also in the backward pass (where the slice makes them so): otherwise torch multiplies
+        # the channels' matrices one by one.
+        y = chunks.permute(2, 0, 1, 3).flatten(1, 2) @ folded
+        return y.view(channels, batch, -1)[:, :, :frames].permute(1, 2, 0)
+    folded = torch.einsum("ijd,hcd->cijh", operator, weight).reshape(-1, operator.shape[1] * len(weight))
+    return (chunks.flatten(2) @ folded).view(batch, -1, len(weight))[:, :frames]
+
+
 def linear_readout(
     u: Tensor,
     weight: Tensor,
@@ -225,77 +243,33 @@ def linear_readout(
 ) -> tuple[Tensor, Tensor]:
     """The readout W m[t] of the memory of `linear_memory`, with the weight folded into the filter where it can be.
 
-    Args: as `linear_memory`, and weight (H, C, d).
+    Args: as `linear_memory`, and weight (H, C, d), or (C, d) if output c reads channel c alone (H = C).
 
     Returns: (B, T, H), meaningless after a sequence's length, and the state (B, C, d).
     """
-    batch, frames, channels = u.shape
+    frames = u.shape[1]
     if route == "step":
         memory, final = linear_memory(u, operators, state, lengths, route)
-        return memory.flatten(2) @ weight.flatten(1).T, final
+        return _read(memory, weight), final
     rows, last = _last_frame(lengths, u)
     frame = last.clamp(min=0)
     if route == "chunk":
         chunk_size = chunk_frames(chunk_size, frames, operators.order)
         chunks = _split_into_chunks(u, operators, state, chunk_size)
         operator = operators.chunk(chunk_size, u)
-        folded = torch.einsum("ijd,hcd->cijh", operator, weight).reshape(-1, chunk_size * len(weight))
-        y = (chunks.flatten(2) @ folded).view(batch, -1, len(weight))[:, :frames]
+        y = _read_chunks(chunks, operator, weight, frames)
         final = chunks[rows, frame // chunk_size] @ operator[:, frame % chunk_size].transpose(0, 1)
     else:
         length = fft_length(frames)
         response = operators.impulse(frames, u)
-        kernel = torch.fft.rfft(torch.einsum("hcd,td->hct", weight, response), length)
-        spectrum = torch.einsum("bcf,hcf->bhf", torch.fft.rfft(u.transpose(1, 2), length), kernel)
+        kernel = torch.fft.rfft(weight @ response.T, length)
+        spectrum = torch.fft.rfft(u.transpose(1, 2), length)
+        spectrum = spectrum * kernel if weight.dim() == 2 else torch.einsum("bcf,hcf->bhf", spectrum, kernel)
         y = torch.fft.irfft(spectrum, length)[..., :frames].transpose(1, 2)
         final = _reversed(u, frame) @ response
         if state is not None:
             free = _free_response(operators, state, frames)
-            y = y + free.flatten(2) @ weight.flatten(1).T
-            final = final + free[rows, frame]
-    return y, _final(final, last, state)
-
-
-def channel_readout(
-    u: Tensor,
-    weight: Tensor,
-    operators: MemoryOperators,
-    state: Tensor | None = None,
-    lengths: Tensor | None = None,
-    route: str = "chunk",
-    chunk_size: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The readout weight[c] . m[t, c] of each channel's own memory: `linear_readout` with a diagonal weight.
-
-    Args: as `linear_memory`, and weight (C, d).
-
-    Returns: (B, T, C), meaningless after a sequence's length, and the state (B, C, d).
-    """
-    batch, frames, channels = u.shape
-    if route == "step":
-        memory, final = linear_memory(u, operators, state, lengths, route)
-        return (memory * weight).sum(-1), final
-    rows, last = _last_frame(lengths, u)
-    frame = last.clamp(min=0)
-    if route == "chunk":
-        chunk_size = chunk_frames(chunk_size, frames, operators.order)
-        chunks = _split_into_chunks(u, operators, state, chunk_size)
-        operator = operators.chunk(chunk_size, u)
-        folded = (weight @ operator.flatten(0, 1).T).unflatten(1, operator.shape[:2])
-        # Contiguous operands, also in the backward pass (where the slice makes them so): otherwise torch multiplies
-        # the channels' matrices one by one.
-        y = chunks.permute(2, 0, 1, 3).flatten(1, 2) @ folded
-        y = y.view(channels, batch, -1)[:, :, :frames].permute(1, 2, 0)
-        final = chunks[rows, frame // chunk_size] @ operator[:, frame % chunk_size].transpose(0, 1)
-    else:
-        length = fft_length(frames)
-        response = operators.impulse(frames, u)
-        spectrum = torch.fft.rfft(u, length, dim=1) * torch.fft.rfft(response @ weight.T, length, dim=0)
-        y = torch.fft.irfft(spectrum, length, dim=1)[:, :frames]
-        final = _reversed(u, frame) @ response
-        if state is not None:
-            free = _free_response(operators, state, frames)
-            y = y + (free * weight).sum(-1)
+            y = y + _read(free, weight)
             final = final + free[rows, frame]
     return y, _final(final, last, state)
 

@@ -1,8 +1,7 @@
 """``python -m espnet_lmu.training.launch N ARGUMENT ...``: ESPnet's asr_train in N processes on the CPU.
 
-The processes share each batch and average their gradients (torch's DistributedDataParallel over gloo), so that the
-training is that of one process, without threads that wait for each other at every operation. ESPnet starts processes
-itself for GPUs alone.
+The processes share each batch and average their gradients (torch's DistributedDataParallel over gloo), so that a step
+learns from the batch that one process would have. ESPnet starts processes itself for GPUs alone.
 """
 
 from __future__ import annotations

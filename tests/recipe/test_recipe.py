@@ -63,6 +63,13 @@ def test_from_audio_to_error_rates(recipe, monkeypatch):
     assert (exp / "valid.loss.ave.pth").exists() and list((exp / "tensorboard").rglob("events*"))
     assert "4epoch: train loss " in result.stdout and ", valid loss " in result.stdout
 
+    # A training that fails says why, whatever earlier runs left in its log.
+    broken = ["--asr_exp", str(directory / "broken"), "--asr_args", "--max_epochh 3"]
+    (directory / "broken").mkdir()
+    (directory / "broken" / "train.log").write_text("ValueError: of an earlier run\n")
+    message = one_line_error(recipe.run(*options, *broken, "--stage", "11", "--stop_stage", "11"))
+    assert "stage 11: training failed: " in message and "unrecognized arguments: --max_epochh" in message
+
     # Stage 10 again: what is there is kept.
     assert "kept" in recipe.run(*options, "--stage", "10", "--stop_stage", "10").stdout
 

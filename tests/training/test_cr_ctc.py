@@ -55,8 +55,8 @@ def test_consistency_is_half_the_symmetric_divergence_over_valid_frames():
     assert consistency(torch.cat([log_probs[:2]] * 2), lengths) == 0
 
 
-def test_without_a_weight_it_is_ctc_over_both_views(tmp_path):
-    """SpecAugment that masks nothing makes both views equal, so that the loss is plain CTC's."""
+def test_equal_views_give_plain_ctc(tmp_path):
+    """SpecAugment that masks nothing makes both views equal."""
     no_masks = ["apply_time_warp=false", "apply_freq_mask=false", "time_mask_width_range=[0,1]"]
     model = build(tmp_path, no_masks).train()
     loss, stats, weight = model(**batch())

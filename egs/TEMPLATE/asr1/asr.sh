@@ -11,7 +11,8 @@ export LC_ALL=C.UTF-8
 # has (mallopt) and to ask for pages of 2 MiB.
 export MALLOC_MMAP_THRESHOLD_=34359738368 MALLOC_TRIM_THRESHOLD_=34359738368 MALLOC_TOP_PAD_=268435456
 export GLIBC_TUNABLES=glibc.malloc.hugetlb=1${GLIBC_TUNABLES:+:${GLIBC_TUNABLES}}
-# Work on the CPU runs in processes of one thread each: threads would wait for each other at every operation.
+# Work on the CPU runs in processes of one thread each: threads meet at every operation, and wait for whichever of
+# them another process holds up.
 export OMP_NUM_THREADS=1
 
 log() { echo "$(date '+%Y-%m-%d %H:%M:%S') $*"; }
@@ -258,9 +259,12 @@ if runs 11; then
     elif [ "${ngpu}" -eq 0 ] && [ "${train_nj}" -gt 1 ]; then
         train=(-m espnet_lmu.training.launch "${train_nj}")
     fi
-    # The last exception, or complaint about an option, in the log.
+    # The last exception, or complaint about an option, of this run; the log has earlier runs too.
+    touch "${asr_exp}/train.log"
+    logged=$(wc -l <"${asr_exp}/train.log")
     what_failed() {
-        grep -E '^[A-Za-z0-9_.]*Error\b|: error: ' "$1" | tail -n 1 | grep . || tail -n 1 "$1"
+        tail -n "+$((logged + 1))" "$1" | grep -E '^[A-Za-z0-9_.]*(Error|Exception)\b|: error: ' |
+            grep -v 'with exit code' | tail -n 1 | grep . || tail -n 1 "$1"
     }
     # The console shows each epoch's results and the time left; the log has everything, of resumed runs too.
     epoch_started='s/.*INFO: ([0-9]+\/[0-9]+epoch started\. Estimated .*)/\1/p'
