@@ -11,6 +11,7 @@ from espnet_lmu.errors import UserError
 
 # command -> (module with add_arguments(parser) and run(args), one-line help)
 COMMANDS = {
+    "bench": ("espnet_lmu.bin.bench", "speed of the LMU and its encoder against LSTM, Conformer and others"),
     "params": ("espnet_lmu.bin.params", "parameter table, size and training memory of a training configuration"),
     "score": ("espnet_lmu.bin.score", "WER, CER and TER of a hypothesis file against a reference"),
 }

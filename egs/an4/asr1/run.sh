@@ -12,7 +12,9 @@ exec ../../TEMPLATE/asr1/asr.sh \
     --speed_perturb_factors "0.8 0.85 0.9 0.95 1.0 1.05 1.1 1.15 1.2" \
     --feats_type fbank \
     --feats_normalize utterance_mvn \
-    --token_type char \
+    --token_type bpe \
+    --bpemode bpe \
+    --nbpe 100 \
     --asr_config conf/train_asr.yaml \
     --inference_asr_model valid.cer_ctc.ave.pth \
     --inference_config ../../../conf/decode_asr_greedy.yaml \

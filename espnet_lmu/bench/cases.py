@@ -1,0 +1,172 @@
+"""What `espnet-lmu bench` compares, and the sizes it does so at.
+
+B: batch, T: frames, I: input size, H: hidden size, d: memory size (order).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from espnet_lmu.bench.peers import MEL_BINS, PEERS, build_peer, count_parameters
+from espnet_lmu.bench.timing import Timing, busy_process, time_in_turns
+from espnet_lmu.lmu import LMU, ParallelLMU
+from espnet_lmu.lmu.naive import naive_lmu
+
+Call = Callable[[], object]
+
+
+class Comparison(NamedTuple):
+    """Timed calls and the one that the others are compared with."""
+
+    title: str
+    reference: str
+    timings: dict[str, Timing]
+    floors: dict[str, int]  # operations of matrix products, by name; may lack some
+    notes: tuple[str, ...] = ()
+
+
+class Settings(NamedTuple):
+    """How the benchmark runs: seconds for each comparison, and smaller inputs if `quick`."""
+
+    device: torch.device
+    quick: bool
+    seconds: float
+    peers: tuple[str, ...] = tuple(PEERS)
+
+
+def _compare(title: str, reference: str, calls: dict[str, Call], settings: Settings, notes: tuple[str, ...] = ()):
+    from espnet_lmu.bench.floor import count_operations
+
+    timings = time_in_turns(calls, settings.device, settings.seconds)
+    return Comparison(title, reference, timings, {name: count_operations(call) for name, call in calls.items()}, notes)
+
+
+def _forward_backward(module: nn.Module, *inputs: Tensor) -> Call:
+    """A call that runs the module and the gradients of its parameters and of its first input."""
+    first = inputs[0].detach().clone().requires_grad_()
+
+    def call() -> None:
+        module.zero_grad(set_to_none=True)
+        first.grad = None
+        output = module(first, *inputs[1:])
+        while not isinstance(output, Tensor):
+            output = output[0]
+        output.square().mean().backward()
+
+    return call
+
+
+def _forward(module: nn.Module, *inputs: Tensor) -> Call:
+    module.eval()
+
+    def call() -> None:
+        with torch.inference_mode():
+            module(*inputs)
+
+    return call
+
+
+class _TextbookLMU(LMU):
+    """The original LMU by the specification's loop."""
+
+    def forward(self, x, lengths=None, state=None):
+        h, m = x.new_zeros(len(x), self.hidden_size), x.new_zeros(len(x), self.memory_size)
+        parameters = (self.e_x, self.e_h, self.e_m, self.W_x, self.W_h, self.W_m, self.A, self.B)
+        return naive_lmu(x, *parameters, h, m, lengths)
+
+
+def layers(settings: Settings) -> Iterator[Comparison]:
+    """One layer, forward and backward, against `nn.LSTM` of the same hidden size and the textbook loop."""
+    batch, frames, hidden, order = (4, 100, 256, 128) if settings.quick else (8, 400, 512, 256)
+    torch.manual_seed(1)
+    x = torch.randn(batch, frames, hidden, device=settings.device)
+    modules = {
+        "nn.LSTM": nn.LSTM(hidden, hidden, batch_first=True),
+        "original LMU": LMU(hidden, hidden, order, theta=float(order)),
+        "original LMU, textbook loop": _TextbookLMU(hidden, hidden, order, theta=float(order)),
+        "parallel LMU": ParallelLMU(hidden, hidden, order, theta=float(order)),
+    }
+    calls = {name: _forward_backward(module.to(settings.device), x) for name, module in modules.items()}
+    yield _compare(f"layer, forward + backward, B={batch} T={frames} H={hidden} d={order}", "nn.LSTM", calls, settings)
+
+
+def busy(settings: Settings) -> Iterator[Comparison]:
+    """The original LMU alone and beside a process that keeps a core busy (on a CPU)."""
+    if settings.device.type != "cpu":
+        return
+    batch, frames, hidden, order = (4, 100, 256, 128) if settings.quick else (8, 400, 512, 256)
+    torch.manual_seed(1)
+    call = _forward_backward(LMU(hidden, hidden, order, float(order)), torch.randn(batch, frames, hidden))
+    alone = time_in_turns({"alone": call}, settings.device, settings.seconds / 2)
+    with busy_process():
+        beside = time_in_turns({"beside a busy process": call}, settings.device, settings.seconds / 2)
+    yield Comparison("original LMU layer on a busy machine", "alone", {**alone, **beside}, {})
+
+
+def _base_encoder(**options) -> nn.Module:
+    from espnet_lmu.encoder.lmu_encoder import LMUEncoder
+
+    torch.manual_seed(1)
+    defaults = {"input_layer": "dw_striding", "theta": 50.0}
+    return LMUEncoder(MEL_BINS, **{**defaults, **options})
+
+
+def _speech(settings: Settings) -> tuple[Tensor, Tensor]:
+    batch, frames = (2, 200) if settings.quick else (8, 800)
+    torch.manual_seed(1)
+    return torch.randn(batch, frames, MEL_BINS, device=settings.device), torch.full((batch,), frames)
+
+
+def encoders(settings: Settings) -> Iterator[Comparison]:
+    """The base encoder against other encoders of at least its size: a training step, and inference."""
+    ours = {
+        "LMU, original": _base_encoder(),
+        "LMU, parallel": _base_encoder(lmu_type="parallel"),
+        "LMU, original, no attention": _base_encoder(use_attention=False),
+    }
+    size = count_parameters(ours["LMU, original"])
+    modules = {**ours, **{name: build_peer(name, size) for name in settings.peers}}
+    x, lengths = _speech(settings)
+    lengths = lengths.to(settings.device)
+    for module in modules.values():
+        module.to(settings.device)
+    sizes = ", ".join(f"{name} {count_parameters(module) / 1e6:.1f} M" for name, module in modules.items())
+    shape = f"B={len(x)}, {x.shape[1]} frames"
+    reference = settings.peers[0]
+    calls = {name: _forward_backward(module.train(), x, lengths) for name, module in modules.items()}
+    yield _compare(f"encoder, training step, {shape}", reference, calls, settings, (f"parameters: {sizes}",))
+    calls = {name: _forward(module, x, lengths) for name, module in modules.items()}
+    yield _compare(f"encoder, inference on whole utterances, {shape}", reference, calls, settings)
+
+
+def command_line(settings: Settings) -> Iterator[Comparison]:
+    """`espnet-lmu --help` against an interpreter that does nothing."""
+
+    def run(*arguments: str) -> Call:
+        return lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+
+    calls = {"python -c pass": run("-c", "pass"), "espnet-lmu --help": run("-m", "espnet_lmu.bin.main", "--help")}
+    timings = time_in_turns(calls, torch.device("cpu"), settings.seconds, most_rounds=10)
+    yield Comparison("command line", "python -c pass", timings, {})
+
+
+CASES: dict[str, Callable[[Settings], Iterator[Comparison]]] = {
+    "layers": layers,
+    "busy": busy,
+    "encoders": encoders,
+    "command_line": command_line,
+}
+
+
+def run_cases(names: list[str], settings: Settings) -> Iterator[Comparison]:
+    """The comparisons of the named cases, one after another."""
+    for name in names:
+        with torch.cuda.device(settings.device) if settings.device.type == "cuda" else nullcontext():
+            yield from CASES[name](settings)

@@ -1,0 +1,46 @@
+"""`espnet-lmu bench`: the LMU and its encoder against LSTM, Conformer and others, side by side in one run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from espnet_lmu.errors import UserError
+
+CASES = ("layers", "busy", "encoders", "command_line")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (%(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the CPU (%(default)s)")
+    parser.add_argument("--case", action="append", choices=CASES, help="only this comparison; may be given again (all)")
+    parser.add_argument("--quick", action="store_true", help="small inputs and few rounds: about a minute")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def run(args: argparse.Namespace) -> None:
+    import torch
+
+    from espnet_lmu.bench import cases, floor, report
+
+    if args.threads < 1:
+        raise UserError(f"--threads {args.threads}: give at least 1")
+    try:
+        device = torch.device(args.device)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {args.device}: not to be had here ({str(error).splitlines()[0]})") from None
+    torch.set_num_threads(args.threads)
+    settings = cases.Settings(device, args.quick, seconds=4.0 if args.quick else 60.0)
+    speed = floor.matrix_speed(device)
+    machine = {**report.machine(device), "gflops": speed / 1e9}
+    if not args.json:
+        print(f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}; ", end="")
+        print(f"matrix products run at {machine['gflops']:.0f} GFLOP/s, which sets the floors\n", flush=True)
+    results = []
+    for comparison in cases.run_cases(args.case or list(CASES), settings):
+        results.append(report.as_dictionary(comparison, speed))
+        if not args.json:
+            print(report.as_text(results[-1]), flush=True)
+    if args.json:
+        print(json.dumps({"machine": machine, "comparisons": results}, indent=2))
