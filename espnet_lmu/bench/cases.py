@@ -5,10 +5,13 @@ B: batch, T: frames, I: input size, H: hidden size, d: memory size (order).
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -28,7 +31,8 @@ class Comparison(NamedTuple):
     title: str
     reference: str
     timings: dict[str, Timing]
-    floors: dict[str, int]  # operations of matrix products, by name; may lack some
+    operations: dict[str, int]  # floating-point operations of matrix products, by name; may lack some
+    peak_bytes: dict[str, int]  # memory taken at most, by name; may be empty
     notes: tuple[str, ...] = ()
 
 
@@ -45,7 +49,9 @@ def _compare(title: str, reference: str, calls: dict[str, Call], settings: Setti
     from espnet_lmu.bench.floor import count_operations
 
     timings = time_in_turns(calls, settings.device, settings.seconds)
-    return Comparison(title, reference, timings, {name: count_operations(call) for name, call in calls.items()}, notes)
+    # The counter does not see into the LSTM, whose products are inside one kernel.
+    counts = {name: count_operations(call) for name, call in calls.items()}
+    return Comparison(title, reference, timings, {name: count for name, count in counts.items() if count}, {}, notes)
 
 
 def _forward_backward(module: nn.Module, *inputs: Tensor) -> Call:
@@ -107,7 +113,7 @@ def busy(settings: Settings) -> Iterator[Comparison]:
     alone = time_in_turns({"alone": call}, settings.device, settings.seconds / 2)
     with busy_process():
         beside = time_in_turns({"beside a busy process": call}, settings.device, settings.seconds / 2)
-    yield Comparison("original LMU layer on a busy machine", "alone", {**alone, **beside}, {})
+    yield Comparison("original LMU layer on a busy machine", "alone", {**alone, **beside}, {}, {})
 
 
 def _base_encoder(**options) -> nn.Module:
@@ -129,7 +135,6 @@ def encoders(settings: Settings) -> Iterator[Comparison]:
     ours = {
         "LMU, original": _base_encoder(),
         "LMU, parallel": _base_encoder(lmu_type="parallel"),
-        "LMU, original, no attention": _base_encoder(use_attention=False),
     }
     size = count_parameters(ours["LMU, original"])
     modules = {**ours, **{name: build_peer(name, size) for name in settings.peers}}
@@ -146,6 +151,69 @@ def encoders(settings: Settings) -> Iterator[Comparison]:
     yield _compare(f"encoder, inference on whole utterances, {shape}", reference, calls, settings)
 
 
+_CONTEXT = (64, 16)  # frames of 40 ms: 2.56 s before a chunk of 0.64 s
+
+
+def _long_audio(minutes: float, context: tuple[int, int] | None, device: torch.device) -> tuple[list[float], int]:
+    """Run the base encoder on one long utterance: the timing of a run, and the bytes that a run adds at most."""
+    encoder = _base_encoder(attention_context=context).eval().to(device)
+    x = torch.randn(1, round(6000 * minutes), MEL_BINS, device=device)
+    call = _forward(encoder, x, torch.tensor([x.shape[1]], device=device))
+    _forward(encoder, x[:, :100], torch.tensor([100], device=device))()
+    before = _restart_peak(device)
+    timing = time_in_turns({"": call}, device, seconds=0.0)[""]
+    return list(timing), _peak(device) - before
+
+
+def _restart_peak(device: torch.device) -> int:
+    """Let the peak of this process's memory begin anew, at the number of bytes returned."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _peak(device)
+
+
+def _peak(device: torch.device) -> int:
+    """The most memory, in bytes, since `_restart_peak`."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+def length(settings: Settings) -> Iterator[Comparison]:
+    """Time and memory of inference against the length of the audio, with limited and with full attention context."""
+    seconds = [10, 20, 40] if settings.quick else [10, 20, 40, 80, 160, 320, 640, 900, 1800]
+    spawn = multiprocessing.get_context("spawn")
+    for context, longest in ((_CONTEXT, seconds[-1]), (None, 320)):
+        timings, peaks = {}, {}
+        for value in [value for value in seconds if value <= longest]:
+            # A process of its own for each: the peak of a process never falls.
+            threads = torch.get_num_threads()
+            with ProcessPoolExecutor(1, spawn, torch.set_num_threads, (threads,)) as pool:
+                times, peak = pool.submit(_long_audio, value / 60, context, settings.device).result()
+            timings[f"{value} s"], peaks[f"{value} s"] = Timing(*times), peak
+        kind = f"context {list(context)} frames of 40 ms" if context else "context of all frames"
+        yield Comparison(f"base encoder on long audio, attention {kind}", f"{seconds[0]} s", timings, {}, peaks)
+
+
+def attention(settings: Settings) -> Iterator[Comparison]:
+    """A training step of the base encoder with and without its attention layers."""
+    x, lengths = _speech(settings)
+    modules = {
+        f"{kind}, {'with' if use else 'without'} attention": _base_encoder(lmu_type=kind, use_attention=use)
+        for kind in ("original", "parallel")
+        for use in (False, True)
+    }
+    calls = {
+        name: _forward_backward(module.to(settings.device), x, lengths.to(settings.device))
+        for name, module in modules.items()
+    }
+    reference = "original, without attention"
+    yield _compare(f"attention on and off, training step, B={len(x)}, {x.shape[1]} frames", reference, calls, settings)
+
+
 def command_line(settings: Settings) -> Iterator[Comparison]:
     """`espnet-lmu --help` against an interpreter that does nothing."""
 
@@ -154,13 +222,15 @@ def command_line(settings: Settings) -> Iterator[Comparison]:
 
     calls = {"python -c pass": run("-c", "pass"), "espnet-lmu --help": run("-m", "espnet_lmu.bin.main", "--help")}
     timings = time_in_turns(calls, torch.device("cpu"), settings.seconds, most_rounds=10)
-    yield Comparison("command line", "python -c pass", timings, {})
+    yield Comparison("command line", "python -c pass", timings, {}, {})
 
 
 CASES: dict[str, Callable[[Settings], Iterator[Comparison]]] = {
     "layers": layers,
     "busy": busy,
     "encoders": encoders,
+    "attention": attention,
+    "length": length,
     "command_line": command_line,
 }
 

@@ -38,8 +38,9 @@ def as_dictionary(comparison: Comparison, speed: float) -> dict:
                 "name": name,
                 "ratio": timing.median / base,
                 **timing._asdict(),
-                "operations": comparison.floors.get(name),
-                "floor": comparison.floors[name] / speed if name in comparison.floors else None,
+                "operations": comparison.operations.get(name),
+                "floor": comparison.operations[name] / speed if name in comparison.operations else None,
+                "peak_bytes": comparison.peak_bytes.get(name),
             }
             for name, timing in comparison.timings.items()
         ],
@@ -47,19 +48,18 @@ def as_dictionary(comparison: Comparison, speed: float) -> dict:
 
 
 def as_text(comparison: dict) -> str:
-    """A Markdown table of one comparison, a dictionary of `as_dictionary`."""
-    lines = [
-        f"### {comparison['title']}",
-        "",
-        f"| what | time / {comparison['reference']} | median ms | quartiles ms | GFLOP of products | floor ms |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for entry in comparison["entries"]:
-        known = entry["floor"] is not None
-        operations = f"{entry['operations'] / 1e9:.2f}" if known else ""
-        floor = f"{1e3 * entry['floor']:.1f}" if known else ""
-        lines.append(
-            f"| {entry['name']} | {entry['ratio']:.2f} | {1e3 * entry['median']:.1f} "
-            f"| {1e3 * entry['low']:.1f} to {1e3 * entry['high']:.1f} | {operations} | {floor} |"
-        )
-    return "\n".join([*lines, "", *comparison["notes"], *([""] if comparison["notes"] else [])])
+    """A Markdown table of one comparison, a dictionary of `as_dictionary`; columns that no entry fills are left out."""
+    columns = {
+        "what": lambda entry: entry["name"],
+        f"time / {comparison['reference']}": lambda entry: f"{entry['ratio']:.2f}",
+        "median ms": lambda entry: f"{1e3 * entry['median']:.1f}",
+        "quartiles ms": lambda entry: f"{1e3 * entry['low']:.1f} to {1e3 * entry['high']:.1f}",
+        "GFLOP of products": lambda entry: f"{entry['operations'] / 1e9:.2f}" if entry["operations"] else "",
+        "floor ms": lambda entry: f"{1e3 * entry['floor']:.1f}" if entry["floor"] else "",
+        "peak MB": lambda entry: f"{entry['peak_bytes'] / 2**20:.0f}" if entry["peak_bytes"] else "",
+    }
+    cells = {title: [fill(entry) for entry in comparison["entries"]] for title, fill in columns.items()}
+    cells = {title: column for title, column in cells.items() if any(column)}
+    rows = [list(cells), ["---", *["---:"] * (len(cells) - 1)], *zip(*cells.values(), strict=True)]
+    lines = [f"### {comparison['title']}", "", *(f"| {' | '.join(row)} |" for row in rows), ""]
+    return "\n".join([*lines, *(line for note in comparison["notes"] for line in (note, ""))])

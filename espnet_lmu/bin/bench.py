@@ -7,7 +7,7 @@ import json
 
 from espnet_lmu.errors import UserError
 
-CASES = ("layers", "busy", "encoders", "command_line")
+CASES = ("layers", "busy", "encoders", "attention", "length", "command_line")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -51,14 +51,31 @@ class Attention(nn.Module):
         """(B, T, D) -> (B, heads, T, D / heads)."""
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def _weigh(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, heads, T, D / heads) each, mask broadcastable to (B, heads, T, keys) -> (B, T, D)."""
         dropout = self.dropout_rate if self.training else 0.0
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        return self.out(out.transpose(1, 2).flatten(2))
+        return out.transpose(1, 2).flatten(2)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        return self.out(self._weigh(query, key, value, mask))
 
 
 class SelfAttention(Attention):
-    """Attention from each frame to all valid frames, with rotary positions."""
+    """Attention from each frame to all valid frames, or to those near it, with rotary positions.
+
+    Args:
+        size, heads, dropout_rate: as `Attention`.
+        context: (left, chunk) in frames limits what a frame attends to: its own chunk of the sequence, which begins
+            with chunks of `chunk` frames at frame 0, and `left` frames before that chunk. Time and memory then grow
+            linearly with the sequence. None: all frames.
+    """
+
+    def __init__(self, size: int, heads: int, dropout_rate: float = 0.0, context: tuple[int, int] | None = None):
+        super().__init__(size, heads, dropout_rate)
+        if context is not None and not (len(context) == 2 and context[0] >= 0 and context[1] >= 1):
+            raise ValueError(f"attention_context {list(context)}: give [left, chunk], at least 0 and 1 frames")
+        self.context = None if context is None else (context[0], context[1])
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Attend within the sequences.
@@ -73,7 +90,34 @@ class SelfAttention(Attention):
         x = self.norm(x)
         positions = torch.arange(x.size(1), device=x.device)
         query, key = (rotate(self._split(projection(x)), positions) for projection in (self.query, self.key))
-        return self._attend(query, key, self._split(self.value(x)), None if valid is None else valid[:, None, None, :])
+        value = self._split(self.value(x))
+        if self.context is None:
+            return self._attend(query, key, value, None if valid is None else valid[:, None, None, :])
+        return self._attend_nearby(query, key, value, valid)
+
+    def _attend_nearby(self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
+        """`_attend` within the context: (B, heads, T, D / heads) each, valid (B, T) -> (B, T, D)."""
+        left, chunk = self.context
+        batch, _, frames, _ = query.shape
+        # The queries of several chunks share one window of keys, so that few keys are copied for a small chunk.
+        block = chunk * max(1, -(-left // chunk))
+        window = left + block
+        missing = -frames % block
+        query = F.pad(query, (0, 0, 0, missing)).unflatten(2, (-1, block)).transpose(1, 2).flatten(0, 1)
+        key, value = (
+            F.pad(x, (0, 0, left, missing)).unfold(2, window, block).permute(0, 2, 1, 4, 3).flatten(0, 1)
+            for x in (key, value)
+        )
+        if valid is None:
+            valid = torch.ones(1, frames, dtype=torch.bool, device=query.device)
+        present = F.pad(valid, (left, missing)).unfold(1, window, block).expand(batch, -1, -1).flatten(0, 1)
+        first = torch.arange(block, device=query.device)[:, None] // chunk * chunk  # of the query's chunk
+        column = torch.arange(window, device=query.device)
+        mask = (column >= first) & (column < first + left + chunk) & present[:, None]
+        # A row of padding may see nothing; it attends to everything then, since a softmax over nothing is not a number.
+        mask = mask | ~mask.any(-1, keepdim=True)
+        out = self._weigh(query, key, value, mask[:, None])
+        return self.out(out.unflatten(0, (batch, -1)).flatten(1, 2)[:, :frames])
 
 
 class CrossAttention(Attention):

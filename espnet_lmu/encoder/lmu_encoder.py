@@ -63,6 +63,8 @@ class LMUEncoder(AbsEncoder):
         use_attention: whether layers have self-attention.
         use_cross_attention: whether layers attend to the `memory` of `forward` (ESPnet's s2t_ctc task).
         attention_heads: number of attention heads.
+        attention_context: [left, chunk] in frames after the input layer limits the self-attention of a frame to its
+            own chunk of the sequence and `left` frames before the chunk; None for all frames.
         linear_units: hidden units of the position-wise feed-forward module at the end of each layer (and of the
             first one of a macaron); 0 for none.
         dropout_rate: dropout of each branch of a layer and of the input.
@@ -98,6 +100,7 @@ class LMUEncoder(AbsEncoder):
         use_attention: bool = True,
         use_cross_attention: bool = False,
         attention_heads: int = 8,
+        attention_context: Sequence[int] | None = None,
         linear_units: int = 0,
         dropout_rate: float = 0.1,
         attention_dropout_rate: float = 0.0,
@@ -140,8 +143,7 @@ class LMUEncoder(AbsEncoder):
             ]
             return Bidirectional(*layers) if bidirectional else layers[0]
 
-        def build_attention(kind: type[nn.Module]) -> nn.Module:
-            return kind(output_size, attention_heads, attention_dropout_rate)
+        attention_options = (output_size, attention_heads, attention_dropout_rate)
 
         self._output_size = output_size
         self.use_cross_attention = use_cross_attention
@@ -156,8 +158,8 @@ class LMUEncoder(AbsEncoder):
             LMULayer(
                 output_size,
                 build_lmu(),
-                build_attention(SelfAttention) if use_attention else None,
-                build_attention(CrossAttention) if use_cross_attention else None,
+                SelfAttention(*attention_options, attention_context) if use_attention else None,
+                CrossAttention(*attention_options) if use_cross_attention else None,
                 linear_units,
                 block_type == "macaron",
                 dropout_rate,

@@ -14,7 +14,7 @@ exec ../../TEMPLATE/asr1/asr.sh \
     --feats_normalize utterance_mvn \
     --token_type bpe \
     --bpemode bpe \
-    --nbpe 100 \
+    --nbpe 250 \
     --asr_config conf/train_asr.yaml \
     --inference_asr_model valid.cer_ctc.ave.pth \
     --inference_config ../../../conf/decode_asr_greedy.yaml \

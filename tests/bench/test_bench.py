@@ -1,0 +1,72 @@
+"""`espnet-lmu bench`: its tables, its JSON, its errors, and what they are computed from."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from espnet_lmu.bench.floor import count_operations
+from espnet_lmu.bench.peers import count_parameters, smallest_not_below
+from espnet_lmu.bench.timing import time_in_turns
+from espnet_lmu.bin.main import main
+from espnet_lmu.lmu import LMU
+
+
+def test_calls_run_in_turns_with_another_one_first_each_round():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
+    timings = time_in_turns(calls, torch.device("cpu"), seconds=0.0)
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab"
+    assert all(timing.low <= timing.median <= timing.high for timing in timings.values())
+
+
+def test_operations_of_the_loop_are_counted():
+    """Forward, the drive (I by H + 1) and one product with G each frame; nothing that depends on T is missed."""
+    layer = LMU(6, 5, 4, theta=10.0)
+    counts = []
+    for frames in (7, 8):
+        x = torch.randn(3, frames, 6)
+        counts.append(count_operations(lambda x=x: layer(x)))
+    assert counts[1] - counts[0] == 3 * (2 * 6 * 6 + 2 * 9 * 9)
+
+
+def test_peer_is_the_smallest_that_is_not_smaller():
+    def build(width: int) -> nn.Module:
+        return nn.Linear(width, width)
+
+    assert smallest_not_below(build, range(8, 64, 8), 16 * 16) == 16
+    assert smallest_not_below(build, range(8, 64, 8), 16 * 17 + 1) == 24
+    assert count_parameters(build(16)) == 16 * 17
+    with pytest.raises(ValueError, match="no width"):
+        smallest_not_below(build, range(8, 64, 8), 10**9)
+
+
+def test_tables_and_json_name_the_same_entries(capsys):
+    threads = torch.get_num_threads()
+    try:
+        assert main(["bench", "--quick", "--threads", "1", "--case", "layers", "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert main(["bench", "--quick", "--threads", "1", "--case", "layers"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    (comparison,) = report["comparisons"]
+    ratios = {entry["name"]: entry["ratio"] for entry in comparison["entries"]}
+    assert ratios[comparison["reference"]] == 1.0 and "original LMU" in ratios and "parallel LMU" in ratios
+    text = capsys.readouterr().out
+    assert comparison["title"] in text and all(f"| {name} |" in text for name in ratios)
+
+
+def test_long_audio_reports_time_and_memory(capsys):
+    assert main(["bench", "--quick", "--threads", "1", "--case", "length", "--json"]) == 0
+    for comparison in json.loads(capsys.readouterr().out)["comparisons"]:
+        assert [entry["name"] for entry in comparison["entries"]] == ["10 s", "20 s", "40 s"]
+        # The input alone takes 320 bytes a frame.
+        assert all(entry["peak_bytes"] > 1_000_000 for entry in comparison["entries"])
+
+
+@pytest.mark.parametrize(("option", "value"), [("--device", "cuda:99"), ("--device", "abacus"), ("--threads", "0")])
+def test_what_cannot_run_is_one_line(option, value, capsys):
+    assert main(["bench", option, value]) == 1
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1 and error[0].startswith(f"error: {option} {value}")

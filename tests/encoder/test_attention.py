@@ -1,0 +1,51 @@
+"""Self-attention of limited context against attention to all frames under the mask that defines it."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from espnet_lmu.encoder.attention import SelfAttention, rotate
+
+
+def reference(attention: SelfAttention, x: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    """The definition: a frame attends to its chunk and the `left` frames before that chunk, none of them padding."""
+    left, chunk = attention.context
+    frames = torch.arange(x.shape[1])
+    begin = frames // chunk * chunk
+    near = (frames >= begin[:, None] - left) & (frames < begin[:, None] + chunk)
+    outputs = []
+    for row, length in zip(x, lengths, strict=True):
+        row = attention.norm(row[None, :length])
+        query, key, value = (attention._split(p(row)) for p in (attention.query, attention.key, attention.value))
+        query, key = rotate(query, frames[:length]), rotate(key, frames[:length])
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=near[:length, :length])
+        outputs.append(F.pad(attention.out(out.transpose(1, 2).flatten(2))[0], (0, 0, 0, x.shape[1] - length)))
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("context", [(0, 1), (0, 5), (3, 4), (4, 4), (9, 4), (64, 16), (1, 100)])
+@pytest.mark.parametrize("frames", [1, 4, 37])
+def test_limited_context_is_full_attention_under_its_mask(context, frames):
+    torch.manual_seed(0)
+    attention = SelfAttention(16, 2, context=context).double()
+    x = torch.randn(3, frames, 16, dtype=torch.float64, requires_grad=True)
+    lengths = [frames, max(1, frames - 6), 1]
+    valid = torch.arange(frames) < torch.tensor(lengths)[:, None]
+    wanted = reference(attention, x, lengths)
+    found = attention(x, valid).masked_fill(~valid[..., None], 0)
+    assert torch.allclose(found, wanted, atol=1e-12)
+    inputs = [x, *attention.parameters()]
+    for a, b in zip(
+        torch.autograd.grad(found.square().sum(), inputs),
+        torch.autograd.grad(wanted.square().sum(), inputs),
+        strict=True,
+    ):
+        assert torch.allclose(a, b, atol=1e-10)
+    whole = attention(x[:1], None)
+    assert torch.allclose(whole, found[:1], atol=1e-12)
+
+
+@pytest.mark.parametrize("context", [(-1, 4), (4, 0), (4,)])
+def test_impossible_context_is_refused(context):
+    with pytest.raises(ValueError, match="attention_context"):
+        SelfAttention(16, 2, context=context)
