@@ -117,6 +117,17 @@ class _Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
+def speed_up_tasks() -> None:
+    """Let ESPnet's tasks, when this process imports them, multiply float32 matrices with the faster library."""
+
+    def after(_: ModuleType) -> None:
+        from espnet_lmu.lmu.products import use_fast_products
+
+        use_fast_products()
+
+    _HOOKS["espnet2.tasks.abs_task"] = (None, after)
+
+
 def ignore_espnets_warnings() -> None:
     """Silence what Python says of ESPnet's own spellings (deprecated calls, invalid escapes): no user can mend it."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"espnet2?\.")

@@ -19,6 +19,7 @@ def main() -> None:
     argv = sys.argv[1:]
     if len(argv) < 2 or argv[0] != "-m":
         sys.exit("usage: python -m espnet_lmu.run -m espnet2.bin.COMMAND [ARGUMENT ...]")
+    hook.speed_up_tasks()
     sys.argv = argv[1:]
     runpy.run_module(argv[1], run_name="__main__")
 

@@ -22,6 +22,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from espnet_lmu.bench import cases, floor, report
+    from espnet_lmu.lmu.products import use_fast_products
 
     if args.threads < 1:
         raise UserError(f"--threads {args.threads}: give at least 1")
@@ -31,6 +32,7 @@ def run(args: argparse.Namespace) -> None:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {args.device}: not to be had here ({str(error).splitlines()[0]})") from None
     torch.set_num_threads(args.threads)
+    use_fast_products()  # for all that is compared, as in training and decoding
     settings = cases.Settings(device, args.quick, seconds=4.0 if args.quick else 60.0)
     speed = floor.matrix_speed(device)
     machine = {**report.machine(device), "gflops": speed / 1e9}

@@ -68,11 +68,13 @@ def main() -> None:
         import torch
 
         from espnet_lmu.decoding.greedy import GreedyDecoder, decode_greedy
+        from espnet_lmu.lmu.products import use_fast_products
 
         if args.ngpu and not torch.cuda.is_available():
             raise UserError("no usable GPU here; decode with --ngpu 0")
         if nj > 1:
             torch.set_num_threads(1)
+        use_fast_products()
         decoder = GreedyDecoder(args.asr_train_config, args.asr_model_file, "cuda" if args.ngpu else "cpu")
     else:
         from espnet_lmu.decoding.search import decode_beam

@@ -14,7 +14,8 @@ over all frames at once. That is a third less work than the gradient of G, and G
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,10 @@ from torch.nn import functional as F
 
 from espnet_lmu.lmu.legendre import LegendreBuffers, LegendreSystem
 from espnet_lmu.lmu.naive import valid_frames
+from espnet_lmu.lmu.products import fast_products
+
+# Floating-point operations of a frame for each thread of a loop over frames, at least.
+_OPERATIONS_OF_A_THREAD = 2_000_000
 
 
 @contextlib.contextmanager
@@ -43,25 +48,60 @@ def single_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def _over_batch(run: Callable[[slice], None], device: torch.device, batch: int, size: int) -> None:
+    """Run a loop over frames, `run(sequences)`, for all sequences of the batch: on a CPU by several threads.
+
+    Each thread carries its own sequences through all frames and meets the others only at the end. A frame, a product
+    (batch, size) x (size, size), must be worth the threads' handing over of the interpreter, some microseconds a call.
+    """
+    operations = 2 * batch * size**2
+    threads = 1
+    if device.type == "cpu":
+        threads = max(1, min(torch.get_num_threads(), batch // 2, operations // _OPERATIONS_OF_A_THREAD))
+    with single_thread(device), fast_products(batch // threads, size, size):
+        if threads == 1:
+            run(slice(0, batch))
+            return
+        inference = torch.is_inference_mode_enabled()
+
+        def run_part(number: int) -> None:
+            # These modes belong to a thread; a new one has neither.
+            with torch.inference_mode(inference), torch.no_grad():
+                run(slice(batch * number // threads, batch * (number + 1) // threads))
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(run_part, range(threads)))
+
+
 def _run_frames(states: Tensor, transition: Tensor, hidden_size: int) -> None:
     """Fill states (T+1, B, n) in place: row 0 holds the initial state, row t + 1 the drive of frame t."""
-    rows, hidden = states.unbind(0), states[..., :hidden_size].unbind(0)
-    with single_thread(states.device):
+
+    def run(sequences: slice) -> None:
+        rows = states[:, sequences].unbind(0)
+        hidden = states[:, sequences, :hidden_size].unbind(0)
         for t in range(1, len(rows)):
             rows[t].addmm_(rows[t - 1], transition)
             hidden[t].tanh_()
+
+    _, batch, n = states.shape
+    _over_batch(run, states.device, batch, n)
 
 
 def _run_frames_backward(grads: Tensor, states: Tensor, transition: Tensor, hidden_size: int) -> None:
     """Turn grads (T, B, n), the outer gradient of z[t], in place into the gradient of [p; q] of each frame."""
     slopes = torch.addcmul(grads.new_ones(()), states[1:, :, :hidden_size], states[1:, :, :hidden_size], value=-1)
-    rows, hidden, slope = grads.unbind(0), grads[..., :hidden_size].unbind(0), slopes.unbind(0)
-    last = len(rows) - 1
-    with single_thread(grads.device):
+
+    def run(sequences: slice) -> None:
+        rows, slope = grads[:, sequences].unbind(0), slopes[:, sequences].unbind(0)
+        hidden = grads[:, sequences, :hidden_size].unbind(0)
+        last = len(rows) - 1
         hidden[last].mul_(slope[last])
         for t in range(last - 1, -1, -1):
             rows[t].addmm_(rows[t + 1], transition)
             hidden[t].mul_(slope[t])
+
+    _, batch, n = grads.shape
+    _over_batch(run, grads.device, batch, n)
 
 
 class _FusedLMU(torch.autograd.Function):

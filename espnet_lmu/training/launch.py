@@ -15,6 +15,7 @@ import torch
 
 import espnet_lmu  # noqa: F401  (registers the encoder, in each process)
 from espnet_lmu.hook import ignore_espnets_warnings
+from espnet_lmu.lmu.products import use_fast_products
 
 
 def _train(rank: int, processes: int, port: int, arguments: list[str]) -> None:
@@ -23,6 +24,7 @@ def _train(rank: int, processes: int, port: int, arguments: list[str]) -> None:
     # A spawned process would spawn its data loader's workers too: 13 s of imports before each epoch.
     torch.multiprocessing.set_start_method("fork", force=True)
     ignore_espnets_warnings()
+    use_fast_products()
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     sys.argv = ["asr_train", *arguments]  # ESPnet writes it into the log
     from espnet2.bin.asr_train import main as train

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lmu_agreement import assert_agree, assert_all_agree, outputs_and_gradients, randomise
 
-from espnet_lmu.lmu import LMU
+from espnet_lmu.lmu import LMU, original
 from espnet_lmu.lmu.naive import naive_lmu
 from espnet_lmu.lmu.original import fused_lmu, single_thread
 
@@ -184,6 +184,22 @@ def test_loop_runs_on_one_thread_and_gives_the_threads_back():
         with pytest.raises(RuntimeError), single_thread(torch.device("cpu")):
             raise RuntimeError
         assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 8])
+def test_threads_over_the_batch_change_nothing(batch, monkeypatch):
+    inputs, _ = make_case(torch.float64, batch=batch)
+    expected = outputs_and_gradients(lambda: fused_lmu(**inputs), inputs)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    monkeypatch.setattr(original, "_OPERATIONS_OF_A_THREAD", 1)
+    try:
+        assert_all_agree(outputs_and_gradients(lambda: fused_lmu(**inputs), inputs), expected)
+        with torch.inference_mode():
+            y, _ = fused_lmu(**{name: value.clone() for name, value in inputs.items()})
+        assert_agree(y, expected["y"])
     finally:
         torch.set_num_threads(before)
 
