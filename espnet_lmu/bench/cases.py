@@ -37,12 +37,13 @@ class Comparison(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """How the benchmark runs: seconds for each comparison, and smaller inputs if `quick`."""
+    """How the benchmark runs: seconds for each comparison, smaller inputs if `quick`, a trained model and its data."""
 
     device: torch.device
     quick: bool
     seconds: float
-    peers: tuple[str, ...] = tuple(PEERS)
+    model_file: Path | None = None  # in its experiment folder
+    data_dir: Path | None = None
 
 
 def _compare(title: str, reference: str, calls: dict[str, Call], settings: Settings, notes: tuple[str, ...] = ()):
@@ -137,14 +138,14 @@ def encoders(settings: Settings) -> Iterator[Comparison]:
         "LMU, parallel": _base_encoder(lmu_type="parallel"),
     }
     size = count_parameters(ours["LMU, original"])
-    modules = {**ours, **{name: build_peer(name, size) for name in settings.peers}}
+    modules = {**ours, **{name: build_peer(name, size) for name in PEERS}}
     x, lengths = _speech(settings)
     lengths = lengths.to(settings.device)
     for module in modules.values():
         module.to(settings.device)
     sizes = ", ".join(f"{name} {count_parameters(module) / 1e6:.1f} M" for name, module in modules.items())
     shape = f"B={len(x)}, {x.shape[1]} frames"
-    reference = settings.peers[0]
+    reference = next(iter(PEERS))
     calls = {name: _forward_backward(module.train(), x, lengths) for name, module in modules.items()}
     yield _compare(f"encoder, training step, {shape}", reference, calls, settings, (f"parameters: {sizes}",))
     calls = {name: _forward(module, x, lengths) for name, module in modules.items()}
@@ -214,6 +215,36 @@ def attention(settings: Settings) -> Iterator[Comparison]:
     yield _compare(f"attention on and off, training step, B={len(x)}, {x.shape[1]} frames", reference, calls, settings)
 
 
+def decoding(settings: Settings) -> Iterator[Comparison]:
+    """Greedy decoding in batches against ESPnet's beam search, for a trained model, features read anew each time."""
+    if settings.model_file is None or settings.data_dir is None:
+        return
+    from espnet2.bin.asr_inference import Speech2Text
+
+    from espnet_lmu.data.kaldi_dir import read_table
+    from espnet_lmu.decoding.greedy import GreedyDecoder, load_input
+
+    config = settings.model_file.parent / "config.yaml"
+    decoder = GreedyDecoder(config, settings.model_file, settings.device.type)
+    search = Speech2Text(config, settings.model_file, device=settings.device.type, ctc_weight=1.0, beam_size=10)
+    table = read_table(settings.data_dir / ("wav.scp" if decoder.input_size is None else "feats.scp"))
+    paths = list(table.values())[: 8 if settings.quick else 64]
+
+    def greedy() -> None:
+        inputs = sorted((load_input(path, decoder) for path in paths), key=len)
+        for i in range(0, len(inputs), 16):
+            decoder.decode(inputs[i : i + 16])
+
+    def beam() -> None:
+        for path in paths:
+            search(load_input(path, decoder))
+
+    calls = {"ESPnet's beam search, beam 10": beam, "greedy, 16 in a batch": greedy}
+    timings = time_in_turns(calls, settings.device, settings.seconds, most_rounds=5)
+    title = f"decoding {len(paths)} utterances of {settings.data_dir.name}"
+    yield Comparison(title, "ESPnet's beam search, beam 10", timings, {}, {})
+
+
 def command_line(settings: Settings) -> Iterator[Comparison]:
     """`espnet-lmu --help` against an interpreter that does nothing."""
 
@@ -231,6 +262,7 @@ CASES: dict[str, Callable[[Settings], Iterator[Comparison]]] = {
     "encoders": encoders,
     "attention": attention,
     "length": length,
+    "decoding": decoding,
     "command_line": command_line,
 }
 

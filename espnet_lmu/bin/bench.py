@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from espnet_lmu.errors import UserError
 
-CASES = ("layers", "busy", "encoders", "attention", "length", "command_line")
+CASES = ("layers", "busy", "encoders", "attention", "length", "decoding", "command_line")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=2, help="threads of the CPU (%(default)s)")
     parser.add_argument("--case", action="append", choices=CASES, help="only this comparison; may be given again (all)")
     parser.add_argument("--quick", action="store_true", help="small inputs and few rounds: about a minute")
+    parser.add_argument("--asr_model_file", type=Path, metavar="PTH", help="case decoding: a trained model, in EXPDIR")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="case decoding: formatted data, dump/FEATS/SET")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
@@ -24,6 +27,13 @@ def run(args: argparse.Namespace) -> None:
     from espnet_lmu.bench import cases, floor, report
     from espnet_lmu.lmu.products import use_fast_products
 
+    if (args.asr_model_file is None) != (args.data is None):
+        raise UserError("decoding needs both --asr_model_file and --data")
+    if args.case == ["decoding"] and args.data is None:
+        raise UserError("--case decoding: give a trained model and data, --asr_model_file PTH --data DIR")
+    for path in filter(None, (args.asr_model_file, args.data)):
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
     if args.threads < 1:
         raise UserError(f"--threads {args.threads}: give at least 1")
     try:
@@ -33,7 +43,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--device {args.device}: not to be had here ({str(error).splitlines()[0]})") from None
     torch.set_num_threads(args.threads)
     use_fast_products()  # for all that is compared, as in training and decoding
-    settings = cases.Settings(device, args.quick, seconds=4.0 if args.quick else 60.0)
+    seconds = 4.0 if args.quick else 60.0
+    settings = cases.Settings(device, args.quick, seconds, args.asr_model_file, args.data)
     speed = floor.matrix_speed(device)
     machine = {**report.machine(device), "gflops": speed / 1e9}
     if not args.json:

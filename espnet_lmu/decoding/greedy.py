@@ -108,7 +108,7 @@ class GreedyDecoder:
         return hypotheses
 
 
-def _load_input(path: str, decoder: GreedyDecoder) -> np.ndarray:
+def load_input(path: str, decoder: GreedyDecoder) -> np.ndarray:
     """Waveform (samples,) or features (frames, D) of an utterance."""
     if decoder.input_size is not None:
         import kaldiio
@@ -131,7 +131,7 @@ _decoder: GreedyDecoder  # inherited by forked workers: ESPnet is imported and t
 
 def _decode_batch(batch: list[tuple[str, str]]) -> dict[str, Hypothesis]:
     """Hypotheses of a batch of (id, path)."""
-    hypotheses = _decoder.decode([_load_input(path, _decoder) for _, path in batch])
+    hypotheses = _decoder.decode([load_input(path, _decoder) for _, path in batch])
     return {utterance: hypothesis for (utterance, _), hypothesis in zip(batch, hypotheses, strict=True)}
 
 

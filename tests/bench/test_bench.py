@@ -65,6 +65,13 @@ def test_long_audio_reports_time_and_memory(capsys):
         assert all(entry["peak_bytes"] > 1_000_000 for entry in comparison["entries"])
 
 
+def test_decoding_needs_a_model_and_data(tmp_path, capsys):
+    assert main(["bench", "--case", "decoding"]) == 1
+    assert main(["bench", "--asr_model_file", str(tmp_path / "a.pth"), "--data", str(tmp_path)]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert "--asr_model_file PTH --data DIR" in first and f"{tmp_path}/a.pth: no such file" in second
+
+
 @pytest.mark.parametrize(("option", "value"), [("--device", "cuda:99"), ("--device", "abacus"), ("--threads", "0")])
 def test_what_cannot_run_is_one_line(option, value, capsys):
     assert main(["bench", option, value]) == 1

@@ -11,7 +11,7 @@ import torch
 
 from espnet_lmu.data.kaldi_dir import read_table, write_table
 from espnet_lmu.decoding.decode import read_settings
-from espnet_lmu.decoding.greedy import _load_input, best_path
+from espnet_lmu.decoding.greedy import load_input, best_path
 from espnet_lmu.decoding.model import check_parameters
 from espnet_lmu.decoding.search import _check_ctc_weight, decode_beam
 from espnet_lmu.errors import UserError
@@ -87,15 +87,15 @@ def test_input_that_the_model_was_not_trained_on_is_refused(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(800), 8000)
     waveform_model = SimpleNamespace(input_size=None, fs=16000)
     with pytest.raises(UserError, match="a.wav: sampling rate 8000 Hz, but the model was trained on 16000 Hz"):
-        _load_input(str(tmp_path / "a.wav"), waveform_model)
+        load_input(str(tmp_path / "a.wav"), waveform_model)
     with kaldiio.WriteHelper(f"ark,scp:{tmp_path}/f.ark,{tmp_path}/f.scp") as writer:
         writer("u", np.ones((5, 40), dtype=np.float32))
     path = read_table(tmp_path / "f.scp")["u"]
-    assert _load_input(path, SimpleNamespace(input_size=40)).shape == (5, 40)
+    assert load_input(path, SimpleNamespace(input_size=40)).shape == (5, 40)
     with pytest.raises(UserError, match=r"features \(5, 40\), but the model takes 80"):
-        _load_input(path, SimpleNamespace(input_size=80))
+        load_input(path, SimpleNamespace(input_size=80))
     with pytest.raises(UserError, match="nowhere.ark:3: features cannot be read"):
-        _load_input(str(tmp_path / "nowhere.ark:3"), SimpleNamespace(input_size=80))
+        load_input(str(tmp_path / "nowhere.ark:3"), SimpleNamespace(input_size=80))
 
 
 def test_failed_search_names_its_log(tmp_path, monkeypatch):
