@@ -11,7 +11,7 @@ import torch
 
 from espnet_lmu.data.kaldi_dir import read_table, write_table
 from espnet_lmu.decoding.decode import read_settings
-from espnet_lmu.decoding.greedy import load_input, best_path
+from espnet_lmu.decoding.greedy import best_path, load_input
 from espnet_lmu.decoding.model import check_parameters
 from espnet_lmu.decoding.search import _check_ctc_weight, decode_beam
 from espnet_lmu.errors import UserError
