@@ -43,7 +43,7 @@ _PEAK = (0.1, 0.9)  # of full scale
 
 # Hz at which training plays the samples, made for 22,050 Hz, back: that moves the formants, as vocal tracts of other
 # lengths do, and so makes more voices of the few that there are.
-_TRAINING_PLAYBACK_RATES = (18000, 19500, 21000, 22050, 24000, 26000, 28000)
+_TRAINING_PLAYBACK_RATES = (19000, 20000, 21000, 22050, 23500, 25000, 26500)
 
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _NUM_DIGITS = (3, 6)
