@@ -178,8 +178,9 @@ class _FusedLMU(torch.autograd.Function):
             grad_drive,
             grad_W_h,
             grad_W_m,
-            grad_e[:, :hidden_size],
-            grad_e[:, hidden_size:],
+            # contiguous, as distributed training wants them
+            grad_e[:, :hidden_size].contiguous(),
+            grad_e[:, hidden_size:].contiguous(),
             None,
             None,
             grad_initial[:, :hidden_size],
