@@ -24,6 +24,7 @@ def test_calls_run_in_turns_with_another_one_first_each_round():
 def test_operations_of_the_loop_are_counted():
     """Forward, the drive (I by H + 1) and one product with G each frame; nothing that depends on T is missed."""
     layer = LMU(6, 5, 4, theta=10.0)
+    layer(torch.randn(1, 1, 6))  # the first call tries the machine's products out
     counts = []
     for frames in (7, 8):
         x = torch.randn(3, frames, 6)
