@@ -26,8 +26,10 @@ from espnet_lmu.lmu.legendre import LegendreBuffers, LegendreSystem
 from espnet_lmu.lmu.naive import valid_frames
 from espnet_lmu.lmu.products import fast_products
 
-# Floating-point operations of a frame for each thread of a loop over frames, at least.
+# A thread of a loop over frames has at least this many floating-point operations a frame, and this many sequences: with
+# fewer, reading the matrix, which every thread does, takes longer than multiplying (measured with 4 and 16).
 _OPERATIONS_OF_A_THREAD = 2_000_000
+_SEQUENCES_OF_A_THREAD = 16
 
 
 @contextlib.contextmanager
@@ -57,7 +59,8 @@ def _over_batch(run: Callable[[slice], None], device: torch.device, batch: int, 
     operations = 2 * batch * size**2
     threads = 1
     if device.type == "cpu":
-        threads = max(1, min(torch.get_num_threads(), batch // 2, operations // _OPERATIONS_OF_A_THREAD))
+        most = min(batch // _SEQUENCES_OF_A_THREAD, operations // _OPERATIONS_OF_A_THREAD)
+        threads = max(1, min(torch.get_num_threads(), most))
     with single_thread(device), fast_products(batch // threads, size, size):
         if threads == 1:
             run(slice(0, batch))

@@ -195,6 +195,7 @@ def test_threads_over_the_batch_change_nothing(batch, monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     monkeypatch.setattr(original, "_OPERATIONS_OF_A_THREAD", 1)
+    monkeypatch.setattr(original, "_SEQUENCES_OF_A_THREAD", 1)
     try:
         assert_all_agree(outputs_and_gradients(lambda: fused_lmu(**inputs), inputs), expected)
         with torch.inference_mode():
