@@ -22,6 +22,8 @@ setup(
         "soundfile",
         "kaldiio",
         "jiwer",
+        "lhotse",
+        "matplotlib",
         "pyyaml",
         "tensorboard",
         "tqdm",

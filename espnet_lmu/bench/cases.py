@@ -138,7 +138,8 @@ def encoders(settings: Settings) -> Iterator[Comparison]:
         "LMU, parallel": _base_encoder(lmu_type="parallel"),
     }
     size = count_parameters(ours["LMU, original"])
-    modules = {**ours, **{name: build_peer(name, size) for name in PEERS}}
+    # Beside the peers of our size the Conformer of many ESPnet recipes, whose authors count 6.9 M parameters.
+    modules = {**ours, **{name: build_peer(name, size) for name in PEERS}, "Conformer, d=176": PEERS["Conformer"](176)}
     x, lengths = _speech(settings)
     lengths = lengths.to(settings.device)
     for module in modules.values():

@@ -57,7 +57,7 @@ class LMULayer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        lengths: Tensor,
+        lengths: Tensor | None,
         valid: Tensor | None,
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
@@ -66,8 +66,8 @@ class LMULayer(nn.Module):
 
         Args:
             x: (B, T, D).
-            lengths: valid frames of each sequence, (B,).
-            valid: the same as (B, T); None if there is no padding.
+            lengths: valid frames of each sequence, (B,); None if there is no padding.
+            valid: the same as (B, T).
             memory: (B, M, D), for the cross-attention.
             memory_mask: (B, 1, M), true for valid entries; None for all.
 

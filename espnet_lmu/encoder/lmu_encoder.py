@@ -212,14 +212,16 @@ class LMUEncoder(AbsEncoder):
         if prefix_embeds is not None:
             x, lengths = torch.cat([prefix_embeds, x], dim=1), lengths + prefix_embeds.size(1)
         valid = torch.arange(x.size(1), device=x.device) < lengths.to(x.device)[:, None]
+        # Without padding, layers need not look for it.
         padded = None if bool(valid.all()) else valid
+        frames = None if padded is None else lengths
         x = self.dropout(x)
         intermediate, all_outputs = [], []
         for index, layer in enumerate(self.layers, start=1):
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(layer, x, lengths, padded, memory, memory_mask, use_reentrant=False)
+                x = checkpoint(layer, x, frames, padded, memory, memory_mask, use_reentrant=False)
             else:
-                x = layer(x, lengths, padded, memory, memory_mask)
+                x = layer(x, frames, padded, memory, memory_mask)
             if index in self.interctc_layer_idx:
                 projected = self.out(x)
                 intermediate.append((index, projected))

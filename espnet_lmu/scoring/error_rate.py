@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from espnet_lmu.data.files import atomic_open
 from espnet_lmu.data.kaldi_dir import check_same_ids, read_table
 from espnet_lmu.errors import UserError
@@ -105,6 +107,20 @@ def score(references: dict[str, str], hypotheses: dict[str, str], split: Split) 
     )
     aligned = zip(ids, reference_units, hypothesis_units, output.alignments, strict=True)
     return total, "\n".join(_alignment(*item) for item in aligned)
+
+
+def count_errors(references: dict[str, str], hypotheses: dict[str, str], split: Split) -> np.ndarray:
+    """Errors of each utterance and units of its reference, (2, N), in the order of the ids."""
+    import jiwer
+
+    ids = sorted(references)
+    sides = ([" ".join(split(texts[key])) for key in ids] for texts in (references, hypotheses))
+    alignments = jiwer.process_words(*sides).alignments
+    wrong = [[chunk for chunk in chunks if chunk.type != "equal"] for chunks in alignments]
+    errors = [
+        sum(max(c.ref_end_idx - c.ref_start_idx, c.hyp_end_idx - c.hyp_start_idx) for c in chunks) for chunks in wrong
+    ]
+    return np.array([errors, [len(split(references[key])) for key in ids]])
 
 
 def _alignment(utterance: str, reference: list[str], hypothesis: list[str], chunks) -> str:

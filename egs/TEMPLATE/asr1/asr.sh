@@ -159,7 +159,8 @@ if runs 1; then
     log "Stage 1: data/${original_train_set}, data/${valid_set}, data for ${test_sets}"
     [ -x local/data.sh ] || die "local/data.sh: not found; start the recipe's run.sh, not asr.sh"
     # shellcheck disable=SC2086
-    python=${python} local/data.sh ${local_data_opts}
+    python=${python} train_set=${original_train_set} valid_set=${valid_set} test_sets=${test_sets} \
+        local/data.sh ${local_data_opts}
     for dset in "${original_train_set}" "${valid_set}" ${pure_test_sets}; do
         "${python}" -m espnet_lmu.data.kaldi_dir "data/${dset}"
     done

@@ -1,0 +1,1 @@
+"""Encoders trained under one protocol, and the table of their error rates."""

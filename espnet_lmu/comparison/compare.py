@@ -1,0 +1,194 @@
+"""Train encoders under one protocol and write one table: ``python -m espnet_lmu.comparison.compare``.
+
+The recipe prepares the data once. Each encoder is trained with the first seed at every learning rate; the best rate on
+the validation set is its own, and the other seeds are trained with that. Data, tokens, augmentation, batches, epochs,
+averaging and decoding are the same for all. A killed comparison goes on where it stopped; what is finished is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from espnet_lmu.comparison.plan import Run, make_run, read_encoder, read_yaml, training_settings, write_settings
+from espnet_lmu.comparison.results import Result, learning_curve, learning_rate_table, read_result, table
+from espnet_lmu.data.files import atomic_open, command_line
+from espnet_lmu.errors import UserError
+
+
+class Comparison:
+    """A comparison in `args.dir`; see `main` for the arguments."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.root: Path = args.dir
+        self.training = read_yaml(args.training)
+        self.encoders = {path.stem: read_encoder(path) for path in args.encoders}
+        self.datasets = [args.valid_set, args.test_set]
+
+    def recipe(self, *arguments: str) -> list[str]:
+        sets = ["--valid_set", self.args.valid_set, "--test_sets", " ".join(self.datasets)]
+        return ["./run.sh", *arguments, *sets, *shlex.split(self.args.recipe_args)]
+
+    def prepare(self) -> None:
+        """Stages 1 to 5, and the statistics; features do not depend on the encoder."""
+        stats = self.root / "stats"
+        if (stats / ".stamp").exists():
+            return
+        first = next(iter(self.encoders.values()))
+        run = Run("statistics", self.args.learning_rates[0], self.args.seeds[0], self.root / "statistics")
+        config = write_settings(run, training_settings(self.training, first, run.learning_rate, run.seed))
+        self._call(
+            self.recipe("--stop_stage", "10", "--asr_config", str(config), "--asr_stats_dir", str(stats)),
+            self.root / "prepare.log",
+        )
+
+    def _call(self, command: list[str], log: Path) -> None:
+        with open(log, "a", encoding="utf-8") as stream:
+            print(shlex.join(command), file=stream, flush=True)
+            status = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
+        if status:
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise UserError(f"{lines[-1].removeprefix('error: ')} (all of it in {log}; start again to go on)")
+
+    def train(self, run: Run) -> None:
+        """Stages 11 to 13 of a run, unless they are done."""
+        settings = training_settings(self.training, self.encoders[run.encoder], run.learning_rate, run.seed)
+        config = write_settings(run, settings)
+        done = run.directory / "done"
+        if done.exists():
+            return
+        print(f"{run.directory.name}: training", flush=True)
+        # One process and thread for each run: the times of encoders are comparable, and runs fill the machine.
+        command = self.recipe(
+            *("--stage", "11", "--asr_config", str(config), "--asr_exp", str(run.directory)),
+            *("--asr_stats_dir", str(self.root / "stats"), "--train_nj", "1", "--inference_nj", "1"),
+        )
+        self._call(command, run.directory / "run.log")
+        done.touch()
+        result = self.result(run)
+        rates = ", ".join(f"{dataset} WER {result.rate(dataset, 'WER'):.1f} %" for dataset in self.datasets)
+        print(f"{run.directory.name}: {rates}, {result.training_seconds / 60:.1f} min of training", flush=True)
+
+    def train_all(self, runs: list[Run]) -> None:
+        """Train several runs at a time; after a failure the ones that have begun are finished."""
+        with ThreadPoolExecutor(self.args.jobs) as pool:
+            futures = [pool.submit(self.train, run) for run in runs]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def result(self, run: Run) -> Result:
+        return read_result(run, self.args.data_feats, self.datasets, parameters=0)
+
+    def run(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.prepare()
+        first, *others = self.args.seeds
+        tried = {
+            name: {rate: make_run(self.root, name, rate, first) for rate in self.args.learning_rates}
+            for name in self.encoders
+        }
+        self.train_all([run for rates in tried.values() for run in rates.values()])
+        found = {name: {rate: self.result(run) for rate, run in runs.items()} for name, runs in tried.items()}
+        valid = self.args.valid_set
+        best = {
+            name: min(results, key=lambda rate: (results[rate].rate(valid, "WER"), results[rate].rate(valid, "CER")))
+            for name, results in found.items()
+        }
+        runs = {name: [make_run(self.root, name, rate, seed) for seed in others] for name, rate in best.items()}
+        self.train_all([run for several in runs.values() for run in several])
+        chosen = {name: [found[name][rate], *(self.result(run) for run in runs[name])] for name, rate in best.items()}
+        self.report(found, chosen)
+
+    def report(self, found: dict[str, dict[float, Result]], chosen: dict[str, list[Result]]) -> None:
+        """Write RESULTS.md and curves.png."""
+        from espnet_lmu.comparison.speed import measure
+
+        real_time = {}
+        speeds = measure({name: results[0].run.directory for name, results in chosen.items()}, self.args)
+        for name, (parameters, factor) in speeds.items():
+            real_time[name] = factor
+            for result in chosen[name]:
+                result.parameters = parameters
+        rows = sorted(chosen.values(), key=lambda results: results[0].rate(self.args.valid_set, "WER"))
+        lines = [
+            table(rows, self.datasets, real_time),
+            "",
+            f"{self.args.valid_set} WER of seed {self.args.seeds[0]} at each learning rate:",
+            "",
+            learning_rate_table(found, self.args.valid_set),
+            "",
+            "Learning rates were chosen by it. Mean ± standard deviation over the seeds; the interval is a bootstrap "
+            "over the test utterances. Training in one process of one thread, greedy decoding, no language model.",
+            "",
+            f"Command: `{shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}`",
+            "",
+        ]
+        with atomic_open(self.root / "RESULTS.md") as stream:
+            stream.write("\n".join(lines))
+        print("\n".join(lines))
+        curves = {name: learning_curve(results[0].run.directory) for name, results in chosen.items()}
+        plot_curves(curves, self.args.valid_set, self.root / "curves.png")
+        print(f"Written to {self.root}/RESULTS.md; learning curves in {self.root}/curves.png")
+
+
+def plot_curves(curves: dict[str, tuple[list[float], list[float]]], dataset: str, path: Path) -> None:
+    """Draw the CER of the validation set over the time of training, a line for each encoder, as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for name, (minutes, rates) in curves.items():
+        axes.plot(minutes, rates, label=name)
+    axes.set(xlabel="minutes of training", ylabel=f"CER of {dataset}, greedy, %", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.grid(which="both", alpha=0.3)
+    axes.legend()
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png", dpi=120)
+    pyplot.close(figure)
+    temporary.replace(path)
+
+
+def _numbers(kind):
+    def parse(text: str) -> list:
+        values = [kind(word) for word in text.split()]
+        if not values or len(set(values)) < len(values):
+            raise ValueError
+        return values
+
+    parse.__name__ = "list"  # argparse names it in its message
+    return parse
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m espnet_lmu.comparison.compare", description=__doc__)
+    parser.add_argument("--training", type=Path, required=True, metavar="YAML", help="training settings of all")
+    parser.add_argument("--learning_rates", type=_numbers(float), default=[0.001, 0.002, 0.004], help='"0.001 0.002"')
+    parser.add_argument("--seeds", type=_numbers(int), default=[1, 2, 3], help='"1 2 3"')
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time (%(default)s)")
+    parser.add_argument("--dir", type=Path, default=Path("exp/comparison"), help="where all goes (%(default)s)")
+    parser.add_argument("--recipe_args", default="", help="further options of ./run.sh")
+    parser.add_argument("--data_feats", type=Path, default=Path("dump/fbank"), help="formatted data (%(default)s)")
+    parser.add_argument("--valid_set", required=True, metavar="SET", help="chooses the learning rates")
+    parser.add_argument("--test_set", required=True, metavar="SET")
+    parser.add_argument("encoders", type=Path, nargs="+", metavar="ENCODER", help="YAML of encoder and encoder_conf")
+    args = parser.parse_args()
+    if args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs}: give at least 1")
+    Comparison(args).run()
+
+
+if __name__ == "__main__":
+    command_line(main)
