@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from espnet_lmu.lmu.cuda_graph import BackwardFrames, ForwardFrames, captured
 from espnet_lmu.lmu.legendre import LegendreBuffers, LegendreSystem
 from espnet_lmu.lmu.naive import valid_frames
 from espnet_lmu.lmu.products import fast_products
@@ -78,6 +79,9 @@ def _over_batch(run: Callable[[slice], None], device: torch.device, batch: int, 
 
 def _run_frames(states: Tensor, transition: Tensor, hidden_size: int) -> None:
     """Fill states (T+1, B, n) in place: row 0 holds the initial state, row t + 1 the drive of frame t."""
+    if graph := captured(ForwardFrames, states, hidden_size):
+        graph(states, transition)
+        return
 
     def run(sequences: slice) -> None:
         rows = states[:, sequences].unbind(0)
@@ -93,6 +97,9 @@ def _run_frames(states: Tensor, transition: Tensor, hidden_size: int) -> None:
 def _run_frames_backward(grads: Tensor, states: Tensor, transition: Tensor, hidden_size: int) -> None:
     """Turn grads (T, B, n), the outer gradient of z[t], in place into the gradient of [p; q] of each frame."""
     slopes = torch.addcmul(grads.new_ones(()), states[1:, :, :hidden_size], states[1:, :, :hidden_size], value=-1)
+    if graph := captured(BackwardFrames, grads, hidden_size):
+        graph(grads, slopes, transition)
+        return
 
     def run(sequences: slice) -> None:
         rows, slope = grads[:, sequences].unbind(0), slopes[:, sequences].unbind(0)
