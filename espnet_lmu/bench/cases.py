@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,26 +56,33 @@ def _compare(title: str, reference: str, calls: dict[str, Call], settings: Setti
     return Comparison(title, reference, timings, {name: count for name, count in counts.items() if count}, {}, notes)
 
 
-def _forward_backward(module: nn.Module, *inputs: Tensor) -> Call:
-    """A call that runs the module and the gradients of its parameters and of its first input."""
+def _half_precision(device: torch.device):
+    """How whole encoders run: in bfloat16 where training would, on a GPU."""
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+def _forward_backward(module: nn.Module, *inputs: Tensor, context: Callable = nullcontext) -> Call:
+    """A call that runs the module, within the context, and the gradients of its parameters and of its first input."""
     first = inputs[0].detach().clone().requires_grad_()
 
     def call() -> None:
         module.zero_grad(set_to_none=True)
         first.grad = None
-        output = module(first, *inputs[1:])
+        with context():
+            output = module(first, *inputs[1:])
         while not isinstance(output, Tensor):
             output = output[0]
-        output.square().mean().backward()
+        output.float().square().mean().backward()
 
     return call
 
 
 def _forward(module: nn.Module, *inputs: Tensor) -> Call:
     module.eval()
+    device = inputs[0].device
 
     def call() -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), _half_precision(device):
             module(*inputs)
 
     return call
@@ -92,6 +100,8 @@ class _TextbookLMU(LMU):
 def layers(settings: Settings) -> Iterator[Comparison]:
     """One layer, forward and backward, against `nn.LSTM` of the same hidden size and the textbook loop."""
     batch, frames, hidden, order = (4, 100, 256, 128) if settings.quick else (8, 400, 512, 256)
+    if settings.device.type == "cuda" and not settings.quick:
+        batch, frames = 32, 1600
     torch.manual_seed(1)
     x = torch.randn(batch, frames, hidden, device=settings.device)
     modules = {
@@ -127,30 +137,65 @@ def _base_encoder(**options) -> nn.Module:
 
 def _speech(settings: Settings) -> tuple[Tensor, Tensor]:
     batch, frames = (2, 200) if settings.quick else (8, 800)
+    if settings.device.type == "cuda" and not settings.quick:
+        batch, frames = 32, 1600
     torch.manual_seed(1)
     return torch.randn(batch, frames, MEL_BINS, device=settings.device), torch.full((batch,), frames)
 
 
+_LARGE = {"output_size": 1024, "num_blocks": 6, "memory_size": 512, "attention_heads": 16}
+
+
 def encoders(settings: Settings) -> Iterator[Comparison]:
-    """The base encoder against other encoders of at least its size: a training step, and inference."""
+    """The base encoder, on a GPU the large one too, against other encoders of at least its size."""
+    yield from _encoders_of_a_size("base", {}, settings)
+    if settings.device.type == "cuda" and not settings.quick:
+        yield from _encoders_of_a_size("large", _LARGE, settings)
+
+
+def _encoders_of_a_size(size: str, options: dict, settings: Settings) -> Iterator[Comparison]:
+    """A training step, and inference."""
     ours = {
-        "LMU, original": _base_encoder(),
-        "LMU, parallel": _base_encoder(lmu_type="parallel"),
+        "LMU, original": _base_encoder(**options),
+        "LMU, parallel": _base_encoder(lmu_type="parallel", **options),
     }
-    size = count_parameters(ours["LMU, original"])
-    # Beside the peers of our size the Conformer of many ESPnet recipes, whose authors count 6.9 M parameters.
-    modules = {**ours, **{name: build_peer(name, size) for name in PEERS}, "Conformer, d=176": PEERS["Conformer"](176)}
+    parameters = count_parameters(ours["LMU, original"])
+    modules = {**ours, **{name: build_peer(name, parameters) for name in PEERS}}
+    if size == "base":
+        # The Conformer of many ESPnet recipes, whose authors count 6.9 M parameters.
+        modules["Conformer, d=176"] = PEERS["Conformer"](176)
     x, lengths = _speech(settings)
     lengths = lengths.to(settings.device)
     for module in modules.values():
         module.to(settings.device)
-    sizes = ", ".join(f"{name} {count_parameters(module) / 1e6:.1f} M" for name, module in modules.items())
+    seconds = x.shape[0] * x.shape[1] / 100
+    sizes = f"{seconds:g} s of audio a step; parameters: " + ", ".join(
+        f"{name} {count_parameters(module) / 1e6:.1f} M" for name, module in modules.items()
+    )
     shape = f"B={len(x)}, {x.shape[1]} frames"
     reference = next(iter(PEERS))
-    calls = {name: _forward_backward(module.train(), x, lengths) for name, module in modules.items()}
-    yield _compare(f"encoder, training step, {shape}", reference, calls, settings, (f"parameters: {sizes}",))
+    context = partial(_half_precision, settings.device)
+    calls = {name: _forward_backward(module.train(), x, lengths, context=context) for name, module in modules.items()}
+    yield _compare(f"{size} encoder, training step, {shape}", reference, calls, settings, (sizes,))
     calls = {name: _forward(module, x, lengths) for name, module in modules.items()}
-    yield _compare(f"encoder, inference on whole utterances, {shape}", reference, calls, settings)
+    yield _compare(f"{size} encoder, inference on whole utterances, {shape}", reference, calls, settings)
+
+
+def checkpointing(settings: Settings) -> Iterator[Comparison]:
+    """Gradient checkpointing of the base encoder: what it costs in time and saves in memory (on a GPU)."""
+    if settings.device.type != "cuda":
+        return
+    x, lengths = _speech(settings)
+    timings, peaks = {}, {}
+    for name, use in (("all activations kept", False), ("gradient checkpointing", True)):
+        module = _base_encoder(gradient_checkpointing=use).to(settings.device)
+        context = partial(_half_precision, settings.device)
+        call = _forward_backward(module, x, lengths.to(settings.device), context=context)
+        before = _restart_peak(settings.device)
+        timings |= time_in_turns({name: call}, settings.device, settings.seconds / 2)
+        peaks[name] = _peak(settings.device) - before
+    title = f"gradient checkpointing, training step, B={len(x)}, {x.shape[1]} frames"
+    yield Comparison(title, "all activations kept", timings, {}, peaks)
 
 
 _CONTEXT = (64, 16)  # frames of 40 ms: 2.56 s before a chunk of 0.64 s
@@ -209,7 +254,12 @@ def attention(settings: Settings) -> Iterator[Comparison]:
         for use in (False, True)
     }
     calls = {
-        name: _forward_backward(module.to(settings.device), x, lengths.to(settings.device))
+        name: _forward_backward(
+            module.to(settings.device),
+            x,
+            lengths.to(settings.device),
+            context=partial(_half_precision, settings.device),
+        )
         for name, module in modules.items()
     }
     reference = "original, without attention"
@@ -262,6 +312,7 @@ CASES: dict[str, Callable[[Settings], Iterator[Comparison]]] = {
     "busy": busy,
     "encoders": encoders,
     "attention": attention,
+    "checkpointing": checkpointing,
     "length": length,
     "decoding": decoding,
     "command_line": command_line,
