@@ -10,6 +10,7 @@ import numpy as np
 from espnet_lmu.errors import UserError
 
 _STREAMED = 0x7FFFFFFF - 1024  # A WAV header written to a pipe claims about this size, or twice it.
+_LONGEST = 1 << 40  # samples; libsndfile states more where a header is silent
 
 
 def _promised_frames(path: Path, sound) -> int:
@@ -26,8 +27,33 @@ def _promised_frames(path: Path, sound) -> int:
     return sound.frames
 
 
-def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
-    """Read an audio file as mono.
+def audio_length(path: str | Path) -> tuple[int, int]:
+    """Samples per channel and sampling rate in Hz that the header of an audio file states.
+
+    Raises:
+        UserError: the file is no audio, or its header does not say how long it is.
+    """
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(path) as sound:
+            frames, rate = _promised_frames(Path(path), sound), sound.samplerate
+    except (soundfile.SoundFileError, OSError) as error:
+        raise UserError(f"{path}: not readable audio ({str(error).strip() or 'decoder error'})") from None
+    if frames > _LONGEST:
+        raise UserError(f"{path}: its header does not say how long it is; convert it")
+    if frames == 0:
+        raise UserError(f"{path}: no samples")
+    return frames, rate
+
+
+def read_audio(path: str | Path, start: int = 0, frames: int | None = None) -> tuple[np.ndarray, int]:
+    """Read an audio file, or a part of it, as mono.
+
+    Args:
+        path: any file that soundfile reads.
+        start: first sample to read.
+        frames: samples to read; None for all.
 
     Returns:
         samples (frames,) float32 in [-1, 1], channels averaged; sampling rate in Hz.
@@ -40,8 +66,11 @@ def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
     path = Path(path)
     try:
         with soundfile.SoundFile(path) as sound:
-            samples = sound.read(dtype="float32", always_2d=True).mean(axis=1)
-            promised, rate = _promised_frames(path, sound), sound.samplerate
+            promised = _promised_frames(path, sound) - start if frames is None else frames
+            if start:
+                sound.seek(start)
+            samples = sound.read(-1 if frames is None else frames, dtype="float32", always_2d=True).mean(axis=1)
+            rate = sound.samplerate
     except (soundfile.SoundFileError, OSError) as error:
         raise UserError(f"{path}: not readable audio, or cut off ({str(error).strip() or 'decoder error'})") from None
     if len(samples) < promised:

@@ -73,19 +73,20 @@ class GreedyDecoder:
         stft = getattr(self.model.frontend, "stft", None)
         # torch.stft pads by n_fft / 2 on both sides, with samples that have to be there.
         self.minimum_length = stft.n_fft // 2 + 1 if stft is not None else 1
+        self.hop_length = stft.hop_length if stft is not None else None  # samples from one feature frame to the next
 
-    def decode(self, inputs: list[np.ndarray]) -> list[Hypothesis]:
-        """Hypotheses of a batch of waveforms (samples,) or feature matrices (frames, D).
+    def log_posteriors(self, inputs: list[np.ndarray]) -> list:
+        """CTC log posteriors (T, V) for each waveform (samples,) or feature matrix (frames, D) of a batch.
 
-        Input too short for the model gives an empty hypothesis.
+        Input too short for the model gives None.
         """
         import torch
         from espnet.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 
         long_enough = [i for i, item in enumerate(inputs) if len(item) >= self.minimum_length]
-        hypotheses = [Hypothesis() for _ in inputs]
+        outputs: list = [None] * len(inputs)
         if not long_enough:
-            return hypotheses
+            return outputs
         tensors = [torch.from_numpy(np.ascontiguousarray(inputs[i], dtype=np.float32)) for i in long_enough]
         lengths = torch.tensor([len(tensor) for tensor in tensors])
         padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
@@ -94,17 +95,36 @@ class GreedyDecoder:
                 encoded, frames = self.model.encode(padded.to(self.device), lengths.to(self.device))
                 if isinstance(encoded, tuple):  # with intermediate CTC
                     encoded = encoded[0]
-                paths = best_path(self.model.ctc.log_softmax(encoded).float(), frames)
+                log_probs = self.model.ctc.log_softmax(encoded).float()
         except TooShortUttError:
             if len(long_enough) == 1:
-                return hypotheses
+                return outputs
             # One of them is too short: find out which.
-            return [self.decode([item])[0] for item in inputs]
-        for i, (ids, score) in zip(long_enough, paths, strict=True):
+            return [self.log_posteriors([item])[0] for item in inputs]
+        for i, row, length in zip(long_enough, log_probs, frames.tolist(), strict=True):
+            outputs[i] = row[:length]
+        return outputs
+
+    def text(self, ids: list[int]) -> str:
+        """The words that token ids spell."""
+        return " ".join(self.tokenizer.tokens2text(self.converter.ids2tokens(ids)).split())
+
+    def decode(self, inputs: list[np.ndarray]) -> list[Hypothesis]:
+        """Hypotheses of a batch of waveforms (samples,) or feature matrices (frames, D).
+
+        Input too short for the model gives an empty hypothesis.
+        """
+        import torch
+
+        hypotheses = []
+        for log_probs in self.log_posteriors(inputs):
+            if log_probs is None:
+                hypotheses.append(Hypothesis())
+                continue
+            ids, score = best_path(log_probs[None], torch.tensor([len(log_probs)]))[0]
             ids = [token for token in ids if token != self.sos_eos]
             tokens = self.converter.ids2tokens(ids)
-            text = " ".join(self.tokenizer.tokens2text(tokens).split())
-            hypotheses[i] = Hypothesis(text, " ".join(tokens), " ".join(map(str, ids)), f"{score:.4f}")
+            hypotheses.append(Hypothesis(self.text(ids), " ".join(tokens), " ".join(map(str, ids)), f"{score:.4f}"))
         return hypotheses
 
 
