@@ -7,15 +7,19 @@ kind, in this process, without importing ESPnet: the registration happens when a
 from espnet_lmu import hook
 
 __version__ = "0.1.0"
-__all__ = ["LMUEncoder"]
+__all__ = ["LMUEncoder", "load_model"]
 
 hook.install()
 
 
 def __getattr__(name: str):
-    # LMUEncoder needs torch and ESPnet (seconds to import), so it is loaded on first use.
+    # These need torch and ESPnet (seconds to import), so they are loaded on first use.
     if name == "LMUEncoder":
         from espnet_lmu.encoder.lmu_encoder import LMUEncoder
 
         return LMUEncoder
+    if name == "load_model":
+        from espnet_lmu.recognition.recognizer import load_model
+
+        return load_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

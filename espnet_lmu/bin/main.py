@@ -14,6 +14,7 @@ COMMANDS = {
     "bench": ("espnet_lmu.bin.bench", "speed of the LMU and its encoder against LSTM, Conformer and others"),
     "params": ("espnet_lmu.bin.params", "parameter table, size and training memory of a training configuration"),
     "score": ("espnet_lmu.bin.score", "WER, CER and TER of a hypothesis file against a reference"),
+    "transcribe": ("espnet_lmu.bin.transcribe", "recordings to text, JSON, subtitles or CTM, with the times of words"),
 }
 
 
