@@ -96,12 +96,13 @@ class SelfAttention(Attention):
             raise ValueError(f"attention_context {list(context)}: give [left, chunk], at least 0 and 1 frames")
         self.context = None if context is None else (context[0], context[1])
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | None = None, chunk: int | None = None) -> Tensor:
         """Attend within the sequences.
 
         Args:
             x: (B, T, D).
             valid: (B, T), true for frames of the sequence, false for padding; None if there is no padding.
+            chunk: frames of a chunk, in place of those of the context.
 
         Returns:
             (B, T, D), without the residual; rows of padding are meaningless (but finite).
@@ -110,13 +111,15 @@ class SelfAttention(Attention):
         positions = torch.arange(x.size(1), device=x.device)
         query, key = (rotate(self._split(projection(x)), positions) for projection in (self.query, self.key))
         value = self._split(self.value(x))
-        if self.context is None:
-            return self._attend(query, key, value, None if valid is None else valid[:, None, None, :])
-        return self._attend_nearby(query, key, value, valid)
+        if self.context is not None:
+            chunk = self.context[1] if chunk is None else chunk
+            if chunk < x.size(1):
+                return self._attend_nearby(query, key, value, valid, chunk)
+        return self._attend(query, key, value, None if valid is None else valid[:, None, None, :])
 
-    def _attend_nearby(self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
+    def _attend_nearby(self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, chunk: int) -> Tensor:
         """`_attend` within the context: (B, heads, T, D / heads) each, valid (B, T) -> (B, T, D)."""
-        left, chunk = self.context
+        left = self.context[0]
         batch, _, frames, _ = query.shape
         # The queries of several chunks share one window of keys, so that few keys are copied for a small chunk.
         block = chunk * max(1, -(-left // chunk))

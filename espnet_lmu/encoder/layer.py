@@ -61,6 +61,7 @@ class LMULayer(nn.Module):
         valid: Tensor | None,
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
+        chunk: int | None = None,
     ) -> Tensor:
         """One layer.
 
@@ -70,6 +71,7 @@ class LMULayer(nn.Module):
             valid: the same as (B, T).
             memory: (B, M, D), for the cross-attention.
             memory_mask: (B, 1, M), true for valid entries; None for all.
+            chunk: frames of a chunk of the self-attention, in place of those of its context.
 
         Returns:
             (B, T, D).
@@ -77,7 +79,7 @@ class LMULayer(nn.Module):
         if self.first_feed_forward is not None:
             x = x + self.scale * self.dropout(self.first_feed_forward(x))
         if self.attention is not None:
-            x = x + self.dropout(self.attention(x, valid))
+            x = x + self.dropout(self.attention(x, valid, chunk))
         y, _ = self.lmu(self.norm(x), lengths)
         x = x + self.dropout(y)
         if self.cross_attention is not None and memory is not None:

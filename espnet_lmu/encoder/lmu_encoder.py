@@ -64,7 +64,9 @@ class LMUEncoder(AbsEncoder):
         use_cross_attention: whether layers attend to the `memory` of `forward` (ESPnet's s2t_ctc task).
         attention_heads: number of attention heads.
         attention_context: [left, chunk] in frames after the input layer limits the self-attention of a frame to its
-            own chunk of the sequence and `left` frames before the chunk; None for all frames.
+            own chunk of the sequence and `left` frames before the chunk; None for all frames. With several sizes,
+            [left, [chunk, ...]], each training step draws one (Zhang et al. 2020, "U2") and the model can then be
+            used with any of them: see `attention_chunk`.
         linear_units: hidden units of the position-wise feed-forward module at the end of each layer (and of the
             first one of a macaron); 0 for none.
         dropout_rate: dropout of each branch of a layer and of the input.
@@ -100,7 +102,7 @@ class LMUEncoder(AbsEncoder):
         use_attention: bool = True,
         use_cross_attention: bool = False,
         attention_heads: int = 8,
-        attention_context: Sequence[int] | None = None,
+        attention_context: Sequence[int | Sequence[int]] | None = None,
         linear_units: int = 0,
         dropout_rate: float = 0.1,
         attention_dropout_rate: float = 0.0,
@@ -144,6 +146,13 @@ class LMUEncoder(AbsEncoder):
             return Bidirectional(*layers) if bidirectional else layers[0]
 
         attention_options = (output_size, attention_heads, attention_dropout_rate)
+        chunks: Sequence[int] = ()
+        if attention_context is not None and len(attention_context) == 2:
+            left, last = attention_context
+            chunks = last if isinstance(last, Sequence) else (last,)
+            if not chunks or min(chunks) < 1:
+                raise ValueError(f"attention_context {attention_context}: chunks have at least 1 frame")
+            attention_context = (left, max(chunks))
 
         self._output_size = output_size
         self.use_cross_attention = use_cross_attention
@@ -152,6 +161,9 @@ class LMUEncoder(AbsEncoder):
         # ESPnet reads this attribute, then sets `conditioning_layer` and passes `ctc` to `forward`.
         self.interctc_use_conditioning = interctc_use_conditioning
         self.conditioning_layer: nn.Module | None = None
+        self._chunks = tuple(chunks)
+        # Frames of a chunk of the self-attention outside training, None without limit; it may be set to another size.
+        self.attention_chunk: int | None = max(chunks, default=None)
         self.embed = build_input_layer(input_layer, input_size, output_size)
         self.dropout = Dropout(dropout_rate)
         self.layers = nn.ModuleList(
@@ -215,13 +227,16 @@ class LMUEncoder(AbsEncoder):
         # Without padding, layers need not look for it.
         padded = None if bool(valid.all()) else valid
         frames = None if padded is None else lengths
+        chunk = self.attention_chunk
+        if self.training and len(self._chunks) > 1:
+            chunk = self._chunks[int(torch.randint(len(self._chunks), ()))]
         x = self.dropout(x)
         intermediate, all_outputs = [], []
         for index, layer in enumerate(self.layers, start=1):
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(layer, x, frames, padded, memory, memory_mask, use_reentrant=False)
+                x = checkpoint(layer, x, frames, padded, memory, memory_mask, chunk, use_reentrant=False)
             else:
-                x = layer(x, frames, padded, memory, memory_mask)
+                x = layer(x, frames, padded, memory, memory_mask, chunk)
             if index in self.interctc_layer_idx:
                 projected = self.out(x)
                 intermediate.append((index, projected))

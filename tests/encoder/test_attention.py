@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from espnet_lmu import LMUEncoder
 from espnet_lmu.encoder.attention import SelfAttention, rotate
 
 
@@ -49,3 +50,29 @@ def test_limited_context_is_full_attention_under_its_mask(context, frames):
 def test_impossible_context_is_refused(context):
     with pytest.raises(ValueError, match="attention_context"):
         SelfAttention(16, 2, context=context)
+
+
+def test_several_chunk_sizes_are_drawn_in_training():
+    """Each training step has the mask of one of the sizes; outside training it is the one that was set."""
+    options = {"output_size": 16, "num_blocks": 2, "memory_size": 6, "theta": 12.0, "attention_heads": 2}
+    torch.manual_seed(0)
+    encoder = LMUEncoder(20, attention_context=[3, [2, 5, 100]], dropout_rate=0.0, **options)
+    x, lengths = torch.randn(2, 31, 20), torch.tensor([31, 22])
+    wanted = []
+    for chunk in (2, 5, 100):
+        single = LMUEncoder(20, attention_context=[3, chunk], dropout_rate=0.0, **options)
+        single.load_state_dict(encoder.state_dict())
+        wanted.append(single(x, lengths)[0])
+        encoder.eval().attention_chunk = chunk
+        torch.testing.assert_close(encoder(x, lengths)[0], wanted[-1])
+    encoder.train()
+    outputs = [encoder(x, lengths)[0] for _ in range(30)]
+    matches = [[torch.allclose(out, other, atol=1e-5) for other in wanted] for out in outputs]
+    assert all(sum(row) == 1 for row in matches)
+    assert all(sum(column) >= 3 for column in zip(*matches, strict=True))
+
+
+@pytest.mark.parametrize("context", [[4, []], [4, [8, 0]], [-1, [8, 4]], [4], [4, 8, 8]])
+def test_impossible_chunk_sizes_are_refused(context):
+    with pytest.raises(ValueError, match="attention_context"):
+        LMUEncoder(20, output_size=16, num_blocks=1, memory_size=6, attention_heads=2, attention_context=context)
