@@ -219,7 +219,7 @@ def _read(memory: Tensor, weight: Tensor) -> Tensor:
     return (memory * weight).sum(-1) if weight.dim() == 2 else memory.flatten(2) @ weight.flatten(1).T
 
 
-def _read_chunks(chunks: Tensor, operator: Tensor, weight: Tensor, frames: int) -> Tensor:
+def read_chunks(chunks: Tensor, operator: Tensor, weight: Tensor, frames: int) -> Tensor:
     """`_read` of what `_split_into_chunks` gives, (B, T, H), with the weight folded into the operator."""
     batch, _, channels, _ = chunks.shape
     if weight.dim() == 2:
@@ -257,7 +257,7 @@ def linear_readout(
         chunk_size = chunk_frames(chunk_size, frames, operators.order)
         chunks = _split_into_chunks(u, operators, state, chunk_size)
         operator = operators.chunk(chunk_size, u)
-        y = _read_chunks(chunks, operator, weight, frames)
+        y = read_chunks(chunks, operator, weight, frames)
         final = chunks[rows, frame // chunk_size] @ operator[:, frame % chunk_size].transpose(0, 1)
     else:
         length = fft_length(frames)

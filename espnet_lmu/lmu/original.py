@@ -114,6 +114,14 @@ def _run_frames_backward(grads: Tensor, states: Tensor, transition: Tensor, hidd
     _over_batch(run, grads.device, batch, n)
 
 
+def folded_matrices(W_h: Tensor, W_m: Tensor, e_h: Tensor, e_m: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """G (n, n) of the top of the file, and how u[t] reaches [p; q] (n, 1)."""
+    feedback = A + B @ e_m
+    gain = W_m @ B
+    G = torch.cat([torch.cat([W_h + gain @ e_h, W_m @ feedback], 1), torch.cat([B @ e_h, feedback], 1)])
+    return G, torch.cat([gain, B])
+
+
 class _FusedLMU(torch.autograd.Function):
     """The loop over frames with its own gradient; see the top of the file.
 
@@ -125,10 +133,8 @@ class _FusedLMU(torch.autograd.Function):
     def forward(ctx, drive, W_h, W_m, e_h, e_m, A, B, h, m, lengths):
         batch, frames, _ = drive.shape
         hidden_size = W_h.shape[0]
-        feedback = A + B @ e_m
-        gain = W_m @ B  # (H, 1): how u[t] reaches p[t]
-        G = torch.cat([torch.cat([W_h + gain @ e_h, W_m @ feedback], 1), torch.cat([B @ e_h, feedback], 1)])
-        injection = torch.cat([gain, B])  # (n, 1): how u[t] reaches [p; q]
+        G, injection = folded_matrices(W_h, W_m, e_h, e_m, A, B)
+        gain = injection[:hidden_size]  # how u[t] reaches p[t]
 
         states = drive.new_empty(frames + 1, batch, G.shape[0])
         states[0, :, :hidden_size], states[0, :, hidden_size:] = h, m
