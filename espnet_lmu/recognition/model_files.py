@@ -35,7 +35,7 @@ _ALLOWED = {
     "model": ("espnet", "cr_ctc"),
     "token_type": ("bpe", "char", "word"),
 }
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass
@@ -110,7 +110,9 @@ def experiment_files(folder: Path, weights: str | None = None) -> tuple[dict, Pa
         try:
             phase, criterion, *_ = config["best_model_criterion"][0]
         except (KeyError, IndexError, TypeError, ValueError):
-            raise UserError(f"{folder / CONFIG}: not the configuration of a training: no best_model_criterion") from None
+            raise UserError(
+                f"{folder / CONFIG}: not the configuration of a training: no best_model_criterion"
+            ) from None
         weights = f"{phase}.{criterion}.ave.pth"
     if not (folder / weights).is_file():
         raise UserError(f"{folder / weights}: no such file; train the model first (stage 11)")
@@ -136,7 +138,8 @@ def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
         raise UserError(f"{path}: no packed model: its files are compressed; pack it by stage 14")
 
 
-def _unpack(path: Path, folder: Path) -> None:
+def unpack(path: Path, folder: Path) -> None:
+    """Unpack the packed model `path` into `folder`, with nothing but plain files under names of `CONTENTS`."""
     try:
         with zipfile.ZipFile(path) as archive:
             _check_archive(path, archive)
@@ -148,7 +151,7 @@ def _unpack(path: Path, folder: Path) -> None:
         raise UserError(f"{path}: not a packed model, or damaged ({error})") from None
 
 
-def _open_unpacked(folder: Path, name: str) -> tuple[dict, int]:
+def check_unpacked(folder: Path, name: str) -> tuple[dict, int]:
     """Check the files of a packed model, called `name` in messages.
 
     Returns:
@@ -183,16 +186,18 @@ def _download(name: str) -> Path:
     """Folder with the files of a model on the hub, in the hub's own cache."""
     try:
         import huggingface_hub
-        from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HTTPError
     except ImportError:
         raise UserError(
             f"{name}: no such file or folder; for models of the Hugging Face hub, pip install huggingface_hub"
         ) from None
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(CONTENTS)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (HTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{name}: no such file or folder, and not to be had from the Hugging Face hub: {reason}") from None
+        raise UserError(
+            f"{name}: no such file or folder, and not to be had from the Hugging Face hub: {reason}"
+        ) from None
 
 
 def open_model(model: str | Path) -> ModelFiles:
@@ -209,15 +214,15 @@ def open_model(model: str | Path) -> ModelFiles:
     if path.is_file():
         unpacked = Path(temporary.name) / "unpacked"
         unpacked.mkdir()
-        _unpack(path, unpacked)
+        unpack(path, unpacked)
         path = unpacked
     elif not path.is_dir():
-        if not _HUB_ID.fullmatch(str(model)):
+        if not HUB_ID.fullmatch(str(model)):
             raise UserError(f"{model}: no such file or folder; give an experiment, a packed model or USER/NAME")
         path = _download(str(model))
     # What does not lie here as a folder must be a packed model; an experiment's configuration is trusted.
     if path != Path(model) or (path / META).exists():
-        config, rate = _open_unpacked(path, str(model))
+        config, rate = check_unpacked(path, str(model))
         weights = path / WEIGHTS
     else:
         config, weights, files = experiment_files(path)

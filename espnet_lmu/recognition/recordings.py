@@ -8,9 +8,7 @@ from espnet_lmu.data.kaldi_dir import read_table
 from espnet_lmu.errors import UserError
 
 # Names under which soundfile's formats are found in folders; a file that is named itself is read whatever its name.
-_SUFFIXES = frozenset(
-    ".aif .aifc .aiff .au .caf .flac .mp3 .nist .oga .ogg .opus .rf64 .snd .sph .w64 .wav".split()
-)
+_SUFFIXES = frozenset(".aif .aifc .aiff .au .caf .flac .mp3 .nist .oga .ogg .opus .rf64 .snd .sph .w64 .wav".split())
 
 
 def find_recordings(arguments: list[str]) -> dict[str, str]:

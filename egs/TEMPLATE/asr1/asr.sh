@@ -24,7 +24,7 @@ die() {
 # Every option and its default; the comment is its help. --help prints this list.
 # BEGIN OPTIONS
 stage=1                   # First stage to run.
-stop_stage=13             # Last stage to run.
+stop_stage=15             # Last stage to run.
 ngpu=0                    # Number of GPUs to train on; decoding then uses one (0: CPU).
 nj=2                      # Number of processes that prepare data.
 train_nj=2                # Number of processes that train together on the CPU (with --ngpu 0).
@@ -57,6 +57,7 @@ inference_args=           # Further arguments of asr_inference; they overrule th
 inference_tag=            # Name of the decoding directory, in place of one made from the options.
 inference_nj=2            # Number of decoding processes.
 inference_asr_model=valid.loss.ave.pth # Model file to decode with, in the experiment directory.
+hf_repo=                  # Name of the model on the Hugging Face hub, USER/NAME; without it, stage 15 does nothing.
 # END OPTIONS
 
 options=$(sed -n '/^# BEGIN OPTIONS/,/^# END OPTIONS/s/^\([a-z_]*\)=.*/\1/p' "${BASH_SOURCE[0]}")
@@ -64,7 +65,8 @@ options=$(sed -n '/^# BEGIN OPTIONS/,/^# END OPTIONS/s/^\([a-z_]*\)=.*/\1/p' "${
 usage() {
     echo "usage: ./run.sh [--OPTION VALUE ...]"
     echo "Stages: 1 data, 2 speed perturbation, 3 format or features, 4 filter by length, 5 token list,"
-    echo "        10 statistics, 11 training, 12 decoding, 13 scoring (6-9, language models: none yet)"
+    echo "        10 statistics, 11 training, 12 decoding, 13 scoring, 14 packing, 15 upload to the Hugging Face hub"
+    echo "        (6-9, language models: none yet)"
     echo "Options (with this recipe's defaults):"
     local name text
     for name in ${options}; do
@@ -302,4 +304,28 @@ if runs 13; then
     # shellcheck disable=SC2086
     "${python}" -m espnet_lmu.scoring.summary "${score_args[@]}" --data_feats "${data_feats}" --decode_dir "${decode_dir}" \
         ${test_sets}
+fi
+
+packed_model=${asr_exp}/${asr_exp##*/}_${inference_asr_model%.*}.zip
+
+if runs 14; then
+    log "Stage 14: packing: ${packed_model}"
+    need_file "${asr_exp}/config.yaml" 11
+    pack_args=()
+    for results in "${asr_exp}/RESULTS.md" "${decode_dir}/RESULTS.md"; do
+        [ -f "${results}" ] && pack_args=(--results "${results}") && break
+    done
+    "${python}" -m espnet_lmu.recognition.pack --asr_model_file "${inference_asr_model}" --fs "${fs}" \
+        ${pack_args[@]+"${pack_args[@]}"} "${asr_exp}" "${packed_model}"
+fi
+
+if runs 15; then
+    if [ -n "${hf_repo}" ]; then
+        log "Stage 15: uploading: ${packed_model} -> ${hf_repo}"
+        upload_args=()
+        [ "${lang}" = noinfo ] || upload_args=(--language "${lang}")
+        "${python}" -m espnet_lmu.recognition.upload ${upload_args[@]+"${upload_args[@]}"} "${packed_model}" "${hf_repo}"
+    elif [ "${stage}" -eq 15 ]; then
+        die "--hf_repo is required for stage 15: give USER/NAME"
+    fi
 fi
