@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,6 +11,7 @@ from torch.nn import functional as F
 from espnet_lmu.lmu.products import fast_products_in_use
 
 _FEW_SCORES = 1 << 25  # of a batch: 134 MB
+_POSITIONS = 1 << 14  # the angles of positions up to this one are exact to a thousandth in float32
 
 
 def rotate(x: Tensor, positions: Tensor) -> Tensor:
@@ -80,6 +83,17 @@ class Attention(nn.Module):
         return self.out(self._weigh(query, key, value, mask))
 
 
+class AttentionState(NamedTuple):
+    """What streaming self-attention remembers: n frames, at most `left`, of the ones before the next chunk.
+
+    key, value: (B, heads, n, D / heads), keys before their rotation; position: index of the next frame.
+    """
+
+    key: Tensor
+    value: Tensor
+    position: int
+
+
 class SelfAttention(Attention):
     """Attention from each frame to all valid frames, or to those near it, with rotary positions.
 
@@ -117,22 +131,62 @@ class SelfAttention(Attention):
                 return self._attend_nearby(query, key, value, valid, chunk)
         return self._attend(query, key, value, None if valid is None else valid[:, None, None, :])
 
+    def stream(self, x: Tensor, state: AttentionState | None, chunk: int) -> tuple[Tensor, AttentionState]:
+        """Attend from the next frames of a sequence, with the same result as `forward` with the whole sequence.
+
+        Args:
+            x: (B, T, D), whole chunks, except at the end of the sequence.
+            state: what the call before returned, None at the start.
+            chunk: frames of a chunk.
+
+        Returns:
+            (B, T, D), without the residual, and the state for the next call.
+        """
+        x = self.norm(x)
+        key, value = self._split(self.key(x)), self._split(self.value(x))
+        position = 0
+        if state is not None:
+            key, value = torch.cat([state.key, key], dim=2), torch.cat([state.value, value], dim=2)
+            position = state.position
+        known = key.size(2) - x.size(1)
+        # Only differences of positions matter: small ones keep their precision however long the sequence is.
+        positions = torch.arange(key.size(2), device=x.device) + (position - known) % _POSITIONS
+        query, rotated = rotate(self._split(self.query(x)), positions[known:]), rotate(key, positions)
+        if x.size(1) <= chunk:
+            out = self._attend(query, rotated, value, None)
+        else:
+            out = self._attend_nearby(query, rotated, value, None, chunk)
+        old = max(0, key.size(2) - self.context[0])
+        # copies, since a view would keep everything in memory
+        return out, AttentionState(key[:, :, old:].clone(), value[:, :, old:].clone(), position + x.size(1))
+
     def _attend_nearby(self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, chunk: int) -> Tensor:
-        """`_attend` within the context: (B, heads, T, D / heads) each, valid (B, T) -> (B, T, D)."""
+        """`_attend` within the context.
+
+        Args:
+            query: (B, heads, T, D / heads), from the start of a chunk.
+            key, value: (B, heads, n + T, D / heads), with the n (at most `left`) frames before that chunk.
+            valid: (B, n + T); None for all.
+            chunk: frames of a chunk.
+
+        Returns:
+            (B, T, D).
+        """
         left = self.context[0]
         batch, _, frames, _ = query.shape
         # The queries of several chunks share one window of keys, so that few keys are copied for a small chunk.
-        block = chunk * max(1, -(-left // chunk))
+        block = chunk * min(max(1, -(-left // chunk)), -(-frames // chunk))
         window = left + block
         missing = -frames % block
+        absent = left + frames - key.size(2)  # frames that the first window wants from before the sequence
         query = F.pad(query, (0, 0, 0, missing)).unflatten(2, (-1, block)).transpose(1, 2).flatten(0, 1)
         key, value = (
-            F.pad(x, (0, 0, left, missing)).unfold(2, window, block).permute(0, 2, 1, 4, 3).flatten(0, 1)
+            F.pad(x, (0, 0, absent, missing)).unfold(2, window, block).permute(0, 2, 1, 4, 3).flatten(0, 1)
             for x in (key, value)
         )
         if valid is None:
-            valid = torch.ones(1, frames, dtype=torch.bool, device=query.device)
-        present = F.pad(valid, (left, missing)).unfold(1, window, block).expand(batch, -1, -1).flatten(0, 1)
+            valid = torch.ones(1, left + frames - absent, dtype=torch.bool, device=query.device)
+        present = F.pad(valid, (absent, missing)).unfold(1, window, block).expand(batch, -1, -1).flatten(0, 1)
         first = torch.arange(block, device=query.device)[:, None] // chunk * chunk  # of the query's chunk
         column = torch.arange(window, device=query.device)
         mask = (column >= first) & (column < first + left + chunk) & present[:, None]

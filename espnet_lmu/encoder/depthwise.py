@@ -35,18 +35,19 @@ class DepthwiseModule(nn.Module):
         self.norm = nn.LayerNorm(size)
         self.out = nn.Linear(size, size)
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, lengths: Tensor | None = None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mix the frames of each sequence.
 
         Args:
             x: (B, T, D).
             lengths: valid frames of each sequence, (B,); None for all.
+            state: the forward memory before the first frame, (B, D, d); None for an empty one.
 
         Returns:
             (B, T, D), meaningless on padding, and the forward memory after the last valid frame, (B, D, d).
         """
         x = F.glu(self.gate(x), dim=-1)
-        y, state = self.forward_memory(x, lengths)
+        y, state = self.forward_memory(x, lengths, state)
         if self.backward_memory is not None:
             valid = valid_frames(None if lengths is None else lengths.to(x.device), x.size(1))
             if valid is not None:

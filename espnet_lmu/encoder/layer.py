@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 from torch import Tensor, nn
 
-from espnet_lmu.encoder.attention import CrossAttention, SelfAttention
+from espnet_lmu.encoder.attention import AttentionState, CrossAttention, SelfAttention
 from espnet_lmu.encoder.dropout import Dropout
 
 
@@ -17,6 +19,13 @@ class FeedForward(nn.Sequential):
         )
 
 
+class LayerState(NamedTuple):
+    """What a layer remembers of the frames before; None at the start of a sequence and for what it lacks."""
+
+    attention: AttentionState | None = None
+    lmu: Any = None  # as the LMU returns it
+
+
 class LMULayer(nn.Module):
     """x + attention(x), then x + LMU(norm(x)), then x + cross_attention(x, memory), then x + feed_forward(x).
 
@@ -25,7 +34,7 @@ class LMULayer(nn.Module):
 
     Args:
         size: feature dimension D.
-        lmu: a module from D to D: (x, lengths) -> (y, state).
+        lmu: a module from D to D: (x, lengths, state) -> (y, state).
         attention: the self-attention in front (with a norm of its own), or None.
         cross_attention: attention to a memory (with a norm of its own), or None.
         linear_units: hidden units of the feed-forward modules; 0 for none, as in the published model.
@@ -62,7 +71,8 @@ class LMULayer(nn.Module):
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
         chunk: int | None = None,
-    ) -> Tensor:
+        state: LayerState | None = None,
+    ) -> tuple[Tensor, LayerState | None]:
         """One layer.
 
         Args:
@@ -72,18 +82,26 @@ class LMULayer(nn.Module):
             memory: (B, M, D), for the cross-attention.
             memory_mask: (B, 1, M), true for valid entries; None for all.
             chunk: frames of a chunk of the self-attention, in place of those of its context.
+            state: for streaming, what the call with the frames before returned; x then holds whole chunks.
 
         Returns:
-            (B, T, D).
+            (B, T, D); the state after the last frame, None without a state before the first.
         """
         if self.first_feed_forward is not None:
             x = x + self.scale * self.dropout(self.first_feed_forward(x))
+        attention_state = None
         if self.attention is not None:
-            x = x + self.dropout(self.attention(x, valid, chunk))
-        y, _ = self.lmu(self.norm(x), lengths)
+            if state is None:
+                y = self.attention(x, valid, chunk)
+            else:
+                y, attention_state = self.attention.stream(x, state.attention, chunk)
+            x = x + self.dropout(y)
+        y, lmu_state = self.lmu(self.norm(x), lengths, None if state is None else state.lmu)
         x = x + self.dropout(y)
         if self.cross_attention is not None and memory is not None:
             x = x + self.dropout(self.cross_attention(x, memory, memory_mask))
         if self.feed_forward is not None:
             x = x + self.scale * self.dropout(self.feed_forward(x))
-        return x if self.last_norm is None else self.last_norm(x)
+        if self.last_norm is not None:
+            x = self.last_norm(x)
+        return x, None if state is None else LayerState(attention_state, lmu_state)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from espnet2.asr.ctc import CTC
 from espnet2.asr.encoder.abs_encoder import AbsEncoder
+from espnet2.asr.encoder.contextual_block_transformer_encoder import ContextualBlockTransformerEncoder
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -17,6 +18,7 @@ from espnet_lmu.encoder.attention import CrossAttention, SelfAttention
 from espnet_lmu.encoder.depthwise import DepthwiseModule
 from espnet_lmu.encoder.dropout import Dropout
 from espnet_lmu.encoder.layer import LMULayer
+from espnet_lmu.encoder.streaming import EncoderState, stream
 from espnet_lmu.encoder.subsampling import build_input_layer
 from espnet_lmu.lmu import LMU, Bidirectional, ParallelLMU
 
@@ -39,6 +41,8 @@ def _refuse_other_weights(
         raise RuntimeError(f"the weights do not fit this LMU encoder ({'; '.join(problems)})")
 
 
+# ESPnet's streaming command asserts that the encoder is this one (or its Conformer), and calls it as `forward` says.
+@ContextualBlockTransformerEncoder.register
 class LMUEncoder(AbsEncoder):
     """Frames -> input layer -> num_blocks x [self-attention, LMU, LayerNorm] -> linear.
 
@@ -76,6 +80,9 @@ class LMUEncoder(AbsEncoder):
         gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
         interctc_layer_idx: layers (from 1) whose output is returned for intermediate CTC.
         interctc_use_conditioning: add the intermediate CTC posteriors to the layer's output (self-conditioned CTC).
+        block_size, hop_size, look_ahead: not used; ESPnet's asr_inference_streaming wants them in the configuration.
+
+    Without `bidirectional`, and with `attention_context` or without attention, the encoder streams: see `forward`.
 
     Raises:
         ValueError: an option that cannot work.
@@ -110,6 +117,9 @@ class LMUEncoder(AbsEncoder):
         gradient_checkpointing: bool = False,
         interctc_layer_idx: Sequence[int] = (),
         interctc_use_conditioning: bool = False,
+        block_size: int | None = None,
+        hop_size: int | None = None,
+        look_ahead: int | None = None,
     ):
         super().__init__()
         if lmu_type not in LMU_TYPES:
@@ -155,6 +165,7 @@ class LMUEncoder(AbsEncoder):
             attention_context = (left, max(chunks))
 
         self._output_size = output_size
+        self.bidirectional = bidirectional
         self.use_cross_attention = use_cross_attention
         self.gradient_checkpointing = gradient_checkpointing
         self.interctc_layer_idx = list(interctc_layer_idx)
@@ -189,24 +200,30 @@ class LMUEncoder(AbsEncoder):
         self,
         xs_pad: Tensor,
         ilens: Tensor,
-        prev_states: Tensor | None = None,
+        prev_states: EncoderState | None = None,
         ctc: CTC | None = None,
         return_all_hs: bool = False,
         prefix_embeds: Tensor | None = None,
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
-    ) -> tuple[Tensor | tuple[Tensor, list], Tensor, None]:
-        """Encode a padded batch.
+        is_final: bool = True,
+        infer_mode: bool = False,
+    ) -> tuple[Tensor | tuple[Tensor, list], Tensor, EncoderState | None]:
+        """Encode a padded batch, or the next frames of recordings.
 
         Args:
             xs_pad: features, (B, T, F).
             ilens: valid frames of each sequence, (B,).
-            prev_states: not used; there for AbsEncoder's signature.
+            prev_states: with `infer_mode`, the state that the call with the frames before returned.
             ctc: ESPnet's CTC module, needed for (and only for) self-conditioned CTC.
             return_all_hs: return the output of every layer beside the last.
             prefix_embeds: embedded tokens put before the first frame, (B, P, D); the output has P more frames.
             memory: what layers with cross-attention attend to, (B, M, D).
             memory_mask: valid entries of the memory, (B, 1, M); None for all.
+            is_final: with `infer_mode`, whether the recordings end with these frames.
+            infer_mode: stream: `xs_pad`, without padding, are the next frames of recordings. The output is that of
+                the frames that became certain, none perhaps; all outputs in a row are those of one call with the
+                whole recordings. The third value is the state for the next call, None after the end.
 
         Returns:
             Output (B, T', D), zero on padding; valid frames of each sequence (B,); None.
@@ -214,9 +231,12 @@ class LMUEncoder(AbsEncoder):
             `interctc_layer_idx`, and `(output, [output of each layer, ...])` with `return_all_hs`.
 
         Raises:
-            TooShortUttError: a sequence is too short for the input layer.
-            ValueError: a memory is given, but the encoder has no cross-attention.
+            TooShortUttError: a sequence is too short for the input layer (when streaming, it has no output).
+            ValueError: a memory is given, but the encoder has no cross-attention, or the encoder cannot stream.
         """
+        if infer_mode:
+            out, state = stream(self, xs_pad, prev_states, is_final, ctc)
+            return out, ilens.new_full(ilens.shape, out.size(1)), state
         if memory is not None and not self.use_cross_attention:
             raise ValueError("this task gives the encoder a memory to attend to: set use_cross_attention: true")
         x, lengths = self.embed(xs_pad, ilens)
@@ -234,9 +254,9 @@ class LMUEncoder(AbsEncoder):
         intermediate, all_outputs = [], []
         for index, layer in enumerate(self.layers, start=1):
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(layer, x, frames, padded, memory, memory_mask, chunk, use_reentrant=False)
+                x, _ = checkpoint(layer, x, frames, padded, memory, memory_mask, chunk, use_reentrant=False)
             else:
-                x = layer(x, frames, padded, memory, memory_mask, chunk)
+                x, _ = layer(x, frames, padded, memory, memory_mask, chunk)
             if index in self.interctc_layer_idx:
                 projected = self.out(x)
                 intermediate.append((index, projected))

@@ -3,9 +3,14 @@
 The output of a valid frame never depends on padding: ESPnet's convolutions (no zero padding of their own) keep
 only the frames whose whole receptive field is valid, which is what each sequence gives when it is alone; the
 depthwise one clears the padding before every convolution.
+
+Output t depends on the frames from `factor` t - `history` to `factor` t + `look_ahead` alone, which every input layer
+has as attributes, so every one can be given a recording in pieces: see `stream_input`.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from espnet.nets.pytorch_backend.transformer.subsampling import (
@@ -47,13 +52,16 @@ def _check_length(lengths: Tensor, shortest: int) -> None:
 class LinearInput(nn.Module):
     """A linear layer, no subsampling: F D + D parameters."""
 
+    factor, history, look_ahead, shortest = 1, 0, 0, 1
+
     def __init__(self, input_size: int, output_size: int):
         super().__init__()
+        self.output_size = output_size
         self.linear = nn.Linear(input_size, output_size)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, F), (B,) -> (B, T, D), (B,)."""
-        _check_length(lengths, 1)
+        _check_length(lengths, self.shortest)
         return self.linear(x), lengths
 
 
@@ -66,14 +74,18 @@ class Conv2dInput(nn.Module):
         output_size: D.
     """
 
+    history = 0
+
     def __init__(self, name: str, input_size: int, output_size: int):
         super().__init__()
+        self.output_size = output_size
         module, self.convolutions = _ESPNET[name]
         self.embed = module(input_size, output_size, 0.0, pos_enc=nn.Identity())
-        shortest = 1
+        self.factor = self.shortest = 1
         for kernel, stride in reversed(self.convolutions):
-            shortest = (shortest - 1) * stride + kernel
-        self.shortest = shortest
+            self.factor *= stride
+            self.shortest = (self.shortest - 1) * stride + kernel
+        self.look_ahead = self.shortest - 1
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, F), (B,) -> (B, T', D), (B,)."""
@@ -97,8 +109,13 @@ class DepthwiseStridingInput(nn.Module):
         channels: channels of the convolutions.
     """
 
+    shortest = 1
+
     def __init__(self, input_size: int, output_size: int, factor: int, channels: int = 64):
         super().__init__()
+        self.output_size = output_size
+        # Each convolution looks one of its own input frames back and ahead: 1 + 2 + 4 + ... frames.
+        self.factor, self.history, self.look_ahead = factor, factor - 1, factor - 1
         self.first = nn.Conv2d(1, channels, 3, 2, 1)
         frequencies = (input_size + 1) // 2
         self.stages = nn.ModuleList()
@@ -110,7 +127,7 @@ class DepthwiseStridingInput(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, F), (B,) -> (B, T', D), (B,)."""
-        _check_length(lengths, 1)
+        _check_length(lengths, self.shortest)
         lengths = lengths.to(x.device)
         # Everything stays in the order (B, T, F, channels): a CPU takes two thirds of the time for matrix products and
         # a depthwise convolution in that order that it takes for ordinary convolutions. The column of ones is the
@@ -134,6 +151,48 @@ def _relu(x: Tensor, lengths: Tensor) -> Tensor:
     with torch.no_grad():
         x.masked_fill_(~valid_frames(lengths, x.size(1))[:, :, None, None], 0.0)
     return x.relu_()
+
+
+class InputState(NamedTuple):
+    """What an input layer needs again, or has not used yet, of the frames so far.
+
+    frames: (B, n, F); history: how many of them come before the first frame of the next output.
+    """
+
+    frames: Tensor
+    history: int
+
+
+def stream_input(layer: nn.Module, x: Tensor, state: InputState | None, is_final: bool) -> tuple[Tensor, InputState]:
+    """Give the next frames of a recording to an input layer.
+
+    Args:
+        layer: one of `build_input_layer`.
+        x: (B, T, F); T may be 0.
+        state: what the call before returned, None at the start.
+        is_final: whether the recording ends with `x`.
+
+    Returns:
+        the outputs that became certain, (B, T', D), and the state; all outputs in a row are those of the recording.
+    """
+    # Whole outputs are kept as history, so that what is given to the layer begins at one, and are dropped afterwards.
+    kept = -(-layer.history // layer.factor) * layer.factor
+    history = 0
+    if state is not None:
+        x, history = torch.cat([state.frames, x], dim=1), state.history
+    frames = x.size(1) - history
+    if is_final:
+        outputs, end = (1 if frames >= layer.shortest else 0), x.size(1)
+    else:
+        outputs = max(0, (frames - layer.look_ahead - 1) // layer.factor + 1)
+        end = history + (outputs - 1) * layer.factor + layer.look_ahead + 1
+    if not outputs:
+        return x.new_empty(x.size(0), 0, layer.output_size), InputState(x, history)
+    y, _ = layer(x[:, :end], torch.full((x.size(0),), end, device=x.device))
+    y = y[:, history // layer.factor :]
+    begin = max(0, history + y.size(1) * layer.factor - kept)
+    # a copy, since a view would keep all frames in memory
+    return y, InputState(x[:, begin:].clone(), history + y.size(1) * layer.factor - begin)
 
 
 def build_input_layer(name: str, input_size: int, output_size: int) -> nn.Module:
