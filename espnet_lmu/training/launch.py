@@ -1,46 +1,170 @@
-"""``python -m espnet_lmu.training.launch N ARGUMENT ...``: ESPnet's asr_train in N processes on the CPU.
+"""``python -m espnet_lmu.training.launch N ARGUMENT ...``: ESPnet's asr_train in N processes on this machine.
 
-The processes share each batch and average their gradients (torch's DistributedDataParallel over gloo), so that a step
-learns from the batch that one process would have. ESPnet starts processes itself for GPUs alone.
+The processes share each batch and average their gradients (torch's DistributedDataParallel), so that a step learns from
+the batch that one process would have: over NCCL with ``--ngpu`` above 0, where each process has its GPU, and over gloo
+on the CPU. They end together, and one line tells which of them failed.
+
+Several launches train together, N processes each. Slurm tells them of each other (``srun``, one task for each machine);
+elsewhere the environment does, with the names that torchrun sets: MASTER_ADDR and MASTER_PORT, WORLD_SIZE (launches)
+and RANK (of this one). ``--slurm_config`` starts the launches, on ``--num_nodes`` machines, by ``srun``.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import socket
+import subprocess
 import sys
-
-import torch
+from pathlib import Path
 
 import espnet_lmu  # noqa: F401  (registers the encoder, in each process)
+from espnet_lmu.data.files import command_line
+from espnet_lmu.errors import UserError
 from espnet_lmu.hook import ignore_espnets_warnings
-from espnet_lmu.lmu.products import use_fast_products
 
 
-def _train(rank: int, processes: int, port: int, arguments: list[str]) -> None:
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def _launches(num_nodes: int) -> tuple[int, int, str, int]:
+    """How many launches train together, the rank of this one, and the address and port at which they meet.
+
+    Raises:
+        UserError: launches that cannot find each other.
+    """
+    environment = os.environ
+    if int(environment.get("WORLD_SIZE", 1)) > 1:
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
+        if missing:
+            raise UserError(f"WORLD_SIZE is set, {missing[0]} is not; set it, or start this by torchrun")
+        launches, launch = int(environment["WORLD_SIZE"]), int(environment["RANK"])
+        address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        # Slurm abbreviates the list, and ESPnet's own reading of it takes the name gpu-1 for gpu.
+        hosts = ["scontrol", "show", "hostnames", environment["SLURM_STEP_NODELIST"]]
+        address = subprocess.run(hosts, check=True, capture_output=True, text=True).stdout.split()[0]
+        # Equal on all machines, another one for another job; below the ports that systems give to whoever asks.
+        step = int(environment["SLURM_JOB_ID"]) + 1009 * int(environment["SLURM_STEP_ID"])
+        port = int(environment.get("MASTER_PORT", 12000 + step % 20000))
+        launches, launch = int(environment["SLURM_STEP_NUM_TASKS"]), int(environment["SLURM_PROCID"])
+    else:
+        launches, launch, address, port = 1, 0, "127.0.0.1", _free_port()
+    if launches < num_nodes:
+        raise UserError(
+            f"--num_nodes {num_nodes}: give --cmd slurm, or start the same command on each machine with MASTER_ADDR, "
+            f"MASTER_PORT, WORLD_SIZE={num_nodes} and RANK=0 to {num_nodes - 1} in its environment"
+        )
+    return launches, launch, address, port
+
+
+def _srun(processes: int, on_gpus: bool, num_nodes: int, config: Path, arguments: list[str]) -> None:
+    """Replace this process by ``srun`` of one launch on each of `num_nodes` machines."""
+    from espnet_lmu.parallel import slurm_settings
+
+    command = ["srun", "--job-name=train", f"--nodes={num_nodes}", f"--ntasks={num_nodes}", "--ntasks-per-node=1"]
+    # If one launch fails, the others end.
+    command += ["--kill-on-bad-exit=1", "--export=ALL"]
+    defaults = {"gpus-per-node": processes} if on_gpus else {"cpus-per-task": processes}
+    settings = defaults | slurm_settings(config, "training")
+    command += [f"--{name}={value}" for name, value in settings.items()]
+    try:
+        os.execvp("srun", [*command, sys.executable, "-m", "espnet_lmu.training.launch", str(processes), *arguments])
+    except FileNotFoundError:
+        raise UserError("--cmd slurm: there is no srun here; start this where Slurm is, or use --cmd local") from None
+
+
+def _train(index: int, first_rank: int, environment: dict[str, str], on_gpus: bool, arguments: list[str]) -> None:
     # torch ends this process by SIGINT when the starting one dies, but a shell's background jobs ignore SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    import torch
+
+    from espnet_lmu.lmu.products import use_fast_products
+
     # A spawned process would spawn its data loader's workers too: 13 s of imports before each epoch.
     torch.multiprocessing.set_start_method("fork", force=True)
+    os.environ.update(environment, RANK=str(first_rank + index))
+    if on_gpus:
+        os.environ.setdefault("LOCAL_RANK", str(index))
+    else:
+        # ESPnet would take them for the number of a GPU.
+        for name in ("LOCAL_RANK", "CUDA_VISIBLE_DEVICES"):
+            os.environ.pop(name, None)
     ignore_espnets_warnings()
     use_fast_products()
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     sys.argv = ["asr_train", *arguments]  # ESPnet writes it into the log
     from espnet2.bin.asr_train import main as train
 
     train(arguments)
 
 
+def _reason(error: Exception, processes: list, first_rank: int) -> str:
+    """What ended the training, in one line."""
+    index = error.error_index
+    # The loss of one process makes the others fail, perhaps before it is noticed.
+    for i, process in enumerate(processes):
+        if process.exitcode < 0 and process.exitcode != -signal.SIGTERM:
+            name = signal.Signals(-process.exitcode).name
+            memory = " (out of memory?)" if name == "SIGKILL" else ""
+            return f"training process {first_rank + i} was ended by {name}{memory}; run stage 11 again to resume"
+    last_line = str(error).strip().splitlines()[-1]
+    return f"training process {first_rank + index}: {last_line}"
+
+
 def main() -> None:
-    processes, *arguments = sys.argv[1:]
-    arguments += ["--ngpu", "0", "--multiprocessing_distributed", "false", "--dist_backend", "gloo"]
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    # A process that fails stops the others; all of them end with this one, however it ends.
-    torch.multiprocessing.spawn(_train, (int(processes), port, arguments), int(processes))
+    parser = argparse.ArgumentParser(
+        prog="python -m espnet_lmu.training.launch",
+        usage="%(prog)s N [OPTION ...] [ARGUMENT OF asr_train ...]",
+        description=__doc__,
+        allow_abbrev=False,  # what it does not know is asr_train's
+    )
+    parser.add_argument("processes", metavar="N", type=int, help="number of processes on each machine")
+    parser.add_argument("--ngpu", type=int, default=0, help="0: CPU, otherwise a GPU for each process (%(default)s)")
+    parser.add_argument("--num_nodes", type=int, default=1, help="number of machines (%(default)s)")
+    parser.add_argument("--slurm_config", type=Path, metavar="YAML", help="start by srun with these settings")
+    args, arguments = parser.parse_known_args()
+    on_gpus = args.ngpu > 0
+    if args.slurm_config:
+        forwarded = ["--ngpu", str(args.ngpu), "--num_nodes", str(args.num_nodes), *arguments]
+        _srun(args.processes, on_gpus, args.num_nodes, args.slurm_config, forwarded)
+    launches, launch, address, port = _launches(args.num_nodes)
+    environment = {
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(launches * args.processes),
+    }
+    arguments += ["--multiprocessing_distributed", "false"]
+    arguments += ["--ngpu", "1", "--dist_backend", "nccl"] if on_gpus else ["--ngpu", "0", "--dist_backend", "gloo"]
+
+    import torch
+
+    if not on_gpus:
+        # Once for all processes, which are forks. CUDA does not survive a fork.
+        import espnet2.bin.asr_train  # noqa: F401
+    first_rank = launch * args.processes
+    context = torch.multiprocessing.start_processes(
+        _train,
+        (first_rank, environment, on_gpus, arguments),
+        args.processes,
+        join=False,
+        start_method="spawn" if on_gpus else "fork",
+    )
+    try:
+        # A process that fails stops the others; all of them end with this one, however it ends.
+        while not context.join():
+            pass
+    except torch.multiprocessing.ProcessRaisedException as error:
+        print(error, file=sys.stderr)  # with its traceback
+        raise UserError(_reason(error, context.processes, first_rank)) from None
+    except torch.multiprocessing.ProcessExitedException as error:
+        if error.exit_code > 0:
+            sys.exit(error.exit_code)  # it has said why: a mistyped option
+        raise UserError(_reason(error, context.processes, first_rank)) from None
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

@@ -25,9 +25,12 @@ die() {
 # BEGIN OPTIONS
 stage=1                   # First stage to run.
 stop_stage=15             # Last stage to run.
-ngpu=0                    # Number of GPUs to train on; decoding then uses one (0: CPU).
-nj=2                      # Number of processes that prepare data.
-train_nj=2                # Number of processes that train together on the CPU (with --ngpu 0).
+ngpu=0                    # Number of GPUs to train on, of each machine; decoding then uses one (0: CPU).
+num_nodes=1               # Number of machines to train on; egs/TRAINING.md shows how to start them.
+nj=2                      # Number of processes (with --cmd slurm: jobs) that prepare data.
+train_nj=2                # Number of processes that train together on each machine's CPU (with --ngpu 0).
+cmd=local                 # Where stages run: local (this machine) or slurm.
+slurm_config=             # Settings of Slurm jobs: partition, time, memory, ... (YAML; default: conf/slurm.yaml).
 python=python3            # Python interpreter with ESPnet installed.
 dumpdir=dump              # Directory of formatted audio and features.
 expdir=exp                # Directory of experiments.
@@ -49,6 +52,9 @@ asr_args=                 # Further arguments of asr_train, e.g. "--max_epoch 10
 asr_tag=                  # Name of the experiment, in place of one made from the options.
 asr_exp=                  # Directory of the experiment; asr_tag is then ignored.
 asr_stats_dir=            # Directory of the statistics.
+num_splits_asr=1          # Parts of the training data that are read one after the other (its index then needs less memory).
+pretrained_model=         # Model to start from: PATH[:ITS PART:OUR PART[:PARTS TO LEAVE OUT]], as ESPnet's init_param.
+ignore_init_mismatch=false # Leave out what has another shape in the pretrained model.
 feats_normalize=global_mvn # Normalization of the features.
 asr_speech_fold_length=800 # Fold length of speech, in frames (batch_type: folded).
 asr_text_fold_length=150  # Fold length of text, in tokens (batch_type: folded).
@@ -83,6 +89,7 @@ print(" or ".join("--" + name for name in difflib.get_close_matches(sys.argv[1],
     die "unknown option --$1${near:+; did you mean ${near}?} (./run.sh --help lists all)"
 }
 
+arguments=("$@")
 help=false
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -107,9 +114,11 @@ need_one_of() {
     shift
     [[ " $* " == *" ${!name} "* ]] || die "--${name} ${!name}: give one of: $*"
 }
-for name in stage stop_stage ngpu nj train_nj nbpe inference_nj; do need_number "${name}"; done
+for name in stage stop_stage ngpu num_nodes nj train_nj num_splits_asr nbpe inference_nj; do need_number "${name}"; done
 for name in train_set valid_set test_sets; do [ -n "${!name}" ] || die "--${name} is required"; done
 need_one_of feats_type raw fbank
+need_one_of cmd local slurm
+slurm_config=${slurm_config:-${root}/conf/slurm.yaml}
 need_one_of token_type bpe char
 for name in asr_config inference_config; do
     [ -z "${!name}" ] || [ -f "${!name}" ] || die "--${name} ${!name}: no such file"
@@ -154,6 +163,9 @@ if [ "${feats_type}" = raw ]; then
 else
     speech_scp=feats.scp speech_type=kaldi_ark fold_length=${asr_speech_fold_length}
 fi
+
+# Where and how stages that split their work run it.
+parallel_args=(--cmd "${cmd}" --slurm_config "${slurm_config}")
 
 runs() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]; }
 
@@ -202,71 +214,77 @@ if runs 5; then
 fi
 
 # What asr_train needs to know of the data, in stages 10 and 11.
-data_args=(--use_preprocessor true --token_type "${token_type}" --token_list "${token_list}")
+data_args=(--use_preprocessor true)
 [ "${token_type}" = char ] || data_args+=(--bpemodel "${token_listdir}/bpe.model")
 [ "${feats_type}" = raw ] || data_args+=(--input_size 80)
-[ -z "${asr_config}" ] || data_args+=(--config "${asr_config}")
-for part in train valid; do
-    dset=$([ "${part}" = train ] && echo "${train_set}" || echo "${valid_set}")
-    data_args+=(--"${part}"_data_path_and_name_and_type "${data_feats}/${dset}/${speech_scp},speech,${speech_type}")
-    data_args+=(--"${part}"_data_path_and_name_and_type "${data_feats}/${dset}/text,text,text")
-done
+data_in() {
+    data_paths=(--"$1"_data_path_and_name_and_type "$2/${speech_scp},speech,${speech_type}")
+    data_paths+=(--"$1"_data_path_and_name_and_type "$2/text,text,text")
+}
+data_in valid "${data_feats}/${valid_set}"
+data_args+=("${data_paths[@]}")
 
 need_file() { [ -f "$1" ] || die "$1: no such file; run stage $2 first"; }
+
+# The results of an experiment say how it was started, and on what.
+record_start() {
+    "${python}" -m espnet_lmu.report.record --ngpu "${ngpu}" --cmd "${cmd}" "$1" "$0" ${arguments[@]+"${arguments[@]}"}
+}
 
 if runs 10; then
     log "Stage 10: statistics: ${asr_stats_dir}"
     need_file "${data_feats}/${train_set}/${speech_scp}" 4
     need_file "${token_list}" 5
-    # asr_train's arguments and everything it reads; equal ones give equal statistics.
-    stamp=$({
-        printf '%s\n' "${data_args[@]}" "${asr_args}"
-        cat "${data_feats}"/{"${train_set}","${valid_set}"}/{"${speech_scp}",text} "${token_list}" ${asr_config:+"${asr_config}"}
-    } | sha256sum)
-    if [ -f "${asr_stats_dir}/.stamp" ] && [ "$(<"${asr_stats_dir}/.stamp")" = "${stamp}" ]; then
-        log "${asr_stats_dir}: kept"
-    else
-        # One job: a second one would cost ESPnet's import (about 13 s) again. It moves into place when complete.
-        unfinished=${asr_stats_dir}.unfinished
-        log "log: ${unfinished}/stats.log"
-        rm -rf "${unfinished}"
-        mkdir -p "${unfinished}"
-        # shellcheck disable=SC2086
-        "${python}" -m espnet_lmu.run -m espnet2.bin.asr_train --collect_stats true --ngpu 0 "${data_args[@]}" \
-            --train_shape_file "${data_feats}/${train_set}/${speech_scp}" \
-            --valid_shape_file "${data_feats}/${valid_set}/${speech_scp}" \
-            --output_dir "${unfinished}" ${asr_args} >"${unfinished}/stats.log" 2>&1 ||
-            die "stage 10: statistics failed: $(tail -n 1 "${unfinished}/stats.log") (log: ${unfinished}/stats.log)"
-        # ESPnet reads the size of the vocabulary behind each length.
-        for part in train valid; do
-            sed "s/\$/,$(wc -l <"${token_list}")/" "${unfinished}/${part}/text_shape" \
-                >"${unfinished}/${part}/text_shape.${token_type}"
-        done
-        echo "${stamp}" >"${unfinished}/.stamp"
-        rm -rf "${asr_stats_dir}"
-        mv "${unfinished}" "${asr_stats_dir}"
-    fi
+    data_in train "${data_feats}/${train_set}"
+    # shellcheck disable=SC2086
+    "${python}" -m espnet_lmu.training.statistics "${parallel_args[@]}" --nj "${nj}" --output_dir "${asr_stats_dir}" \
+        --train_scp "${data_feats}/${train_set}/${speech_scp}" --valid_scp "${data_feats}/${valid_set}/${speech_scp}" \
+        --token_type "${token_type}" --token_list "${token_list}" ${asr_config:+--asr_config "${asr_config}"} \
+        "${data_args[@]}" "${data_paths[@]}" ${asr_args}
 fi
 
 if runs 11; then
-    log "Stage 11: training: ${asr_exp} (log: ${asr_exp}/train.log)"
+    # Launches on other machines write their own logs.
+    train_log=${asr_exp}/train.log first_launch=true
+    if [ "${WORLD_SIZE:-1}" -gt 1 ] && [ "${RANK:-0}" -gt 0 ]; then
+        train_log=${asr_exp}/train.${RANK}.log first_launch=false
+    fi
+    log "Stage 11: training: ${asr_exp} (log: ${train_log})"
     need_file "${asr_stats_dir}/.stamp" 10
     mkdir -p "${asr_exp}"
-    "${python}" -m espnet_lmu.training.resume "${asr_exp}"
+    data_args+=(--token_type "${token_type}" --token_list "${token_list}" ${asr_config:+--config "${asr_config}"})
     if [ "${feats_normalize}" = global_mvn ]; then
         data_args+=(--normalize_conf "stats_file=${asr_stats_dir}/train/feats_stats.npz")
     fi
-    train=(-m espnet_lmu.run -m espnet2.bin.asr_train)
-    if [ "${ngpu}" -gt 1 ]; then
-        data_args+=(--multiprocessing_distributed true)
-    elif [ "${ngpu}" -eq 0 ] && [ "${train_nj}" -gt 1 ]; then
-        train=(-m espnet_lmu.training.launch "${train_nj}")
+    if [ -n "${pretrained_model}" ]; then
+        need_file "${pretrained_model%%:*}" 11
+        data_args+=(--init_param "${pretrained_model}" --ignore_init_mismatch "${ignore_init_mismatch}")
     fi
+    train_shapes=("${asr_stats_dir}/train/speech_shape" "${asr_stats_dir}/train/text_shape.${token_type}")
+    if [ "${num_splits_asr}" -gt 1 ]; then
+        splits=${asr_stats_dir}/splits${num_splits_asr}
+        if "${first_launch}" && [ ! -d "${splits}" ]; then
+            rm -rf "${splits}.unfinished"
+            "${python}" -m espnet2.bin.split_scps --num_splits "${num_splits_asr}" --output_dir "${splits}.unfinished" \
+                --scps "${data_feats}/${train_set}"/{"${speech_scp}",text} "${train_shapes[@]}" 2>&1 | tail -n 1
+            mv "${splits}.unfinished" "${splits}"
+        fi
+        data_in train "${splits}"
+        data_args+=(--multiple_iterator true)
+        train_shapes=("${splits}/speech_shape" "${splits}/text_shape.${token_type}")
+    else
+        data_in train "${data_feats}/${train_set}"
+    fi
+    ! "${first_launch}" || "${python}" -m espnet_lmu.training.resume "${asr_exp}"
+    ! "${first_launch}" || record_start "${asr_exp}/train_starts.json"
+    launch=(-m espnet_lmu.training.launch "$((ngpu > 0 ? ngpu : train_nj))" --ngpu "${ngpu}" --num_nodes "${num_nodes}")
+    [ "${cmd}" = local ] || launch+=(--slurm_config "${slurm_config}")
     # The last exception, or complaint about an option, of this run; the log has earlier runs too.
-    touch "${asr_exp}/train.log"
-    logged=$(wc -l <"${asr_exp}/train.log")
+    touch "${train_log}"
+    logged=$(wc -l <"${train_log}")
     what_failed() {
-        tail -n "+$((logged + 1))" "$1" | grep -E '^[A-Za-z0-9_.]*(Error|Exception)\b|: error: ' |
+        tail -n "+$((logged + 1))" "$1" | sed -n 's/^error: //p' | head -n 1 | grep . ||
+            tail -n "+$((logged + 1))" "$1" | grep -E '^[A-Za-z0-9_.]*(Error|Exception)\b|: error: ' |
             grep -v 'with exit code' | tail -n 1 | grep . || tail -n 1 "$1"
     }
     # The console shows each epoch's results and the time left; the log has everything, of resumed runs too.
@@ -274,15 +292,14 @@ if runs 11; then
     epoch_results='s/.*INFO: ([0-9]+epoch) results: \[train\] (.*, )?loss=([^,]+),.* time=([^,]+),.*\[valid\]'
     epoch_results+=' (.*cer_ctc=([^,]+),)?.* loss=([^,]+),.*/\1: train loss \3 in \4, valid loss \7, CER \6/p'
     # shellcheck disable=SC2086
-    "${python}" "${train[@]}" --ngpu "${ngpu}" "${data_args[@]}" \
+    "${python}" "${launch[@]}" "${data_args[@]}" "${data_paths[@]}" \
         --normalize "${feats_normalize}" --resume true --output_dir "${asr_exp}" \
-        --train_shape_file "${asr_stats_dir}/train/speech_shape" \
-        --train_shape_file "${asr_stats_dir}/train/text_shape.${token_type}" \
+        --train_shape_file "${train_shapes[0]}" --train_shape_file "${train_shapes[1]}" \
         --valid_shape_file "${asr_stats_dir}/valid/speech_shape" \
         --valid_shape_file "${asr_stats_dir}/valid/text_shape.${token_type}" \
         --fold_length "${fold_length}" --fold_length "${asr_text_fold_length}" ${asr_args} 2>&1 |
-        tee -a "${asr_exp}/train.log" | sed -unE -e "${epoch_started}" -e "${epoch_results}" ||
-        die "stage 11: training failed: $(what_failed "${asr_exp}/train.log") (log: ${asr_exp}/train.log)"
+        tee -a "${train_log}" | sed -unE -e "${epoch_started}" -e "${epoch_results}" ||
+        die "stage 11: training failed: $(what_failed "${train_log}") (log: ${train_log})"
 fi
 
 decode_dir=${asr_exp}/${inference_tag}
@@ -290,6 +307,7 @@ decode_dir=${asr_exp}/${inference_tag}
 if runs 12; then
     log "Stage 12: decoding: ${decode_dir}"
     need_file "${asr_exp}/config.yaml" 11
+    record_start "${decode_dir}/decode_starts.json"
     # shellcheck disable=SC2086
     "${python}" -m espnet_lmu.decoding.decode ${inference_config:+--inference_config "${inference_config}"} \
         --inference_args="${inference_args}" --nj "${inference_nj}" --ngpu "${ngpu}" \
