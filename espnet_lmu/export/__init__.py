@@ -1,0 +1,1 @@
+"""Trained models as ONNX and TorchScript files, which run without this package."""

@@ -1,0 +1,182 @@
+"""ONNX files: traced, described, quantized, run."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from espnet_lmu.errors import UserError
+from espnet_lmu.export.layers import LoopLMU
+
+OPSET = 17
+# Modules of the graphs whose products are of constants with many orders of magnitude between them.
+_KEPT_IN_FLOAT = ("/legendre", "/log_mel")
+
+
+def require_onnx() -> None:
+    """Raise `UserError` where the packages of the extra `export` are missing."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"--format onnx needs {error.name}: pip install 'espnet_lmu[export]'") from None
+
+
+@contextlib.contextmanager
+def quiet_tracing() -> Iterator[None]:
+    """Without the tracer's warnings: what it takes for constant (sizes of layers, checks of input) is so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def write_onnx(
+    path: Path,
+    graph: nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: list[str],
+    outputs: list[str],
+    dynamic: dict[str, dict[int, str]],
+    metadata: dict[str, object],
+) -> None:
+    """Trace a graph into an ONNX file.
+
+    Args:
+        example: inputs to trace with.
+        inputs, outputs: their names.
+        dynamic: name -> {dimension: its name} of what may vary.
+        metadata: properties written into the file.
+    """
+    import onnx
+
+    with quiet_tracing(), torch.no_grad():
+        # The exporter by torch.export unrolls loops over frames, or refuses them; the one by tracing keeps them.
+        torch.onnx.export(
+            graph,
+            example,
+            path,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_axes=dynamic,
+        )
+    model = onnx.load(path)
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=str(value))
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def quantize(source: Path, target: Path, graph: nn.Module) -> None:
+    """Write `source`, an ONNX file of `graph`, with 8-bit weights.
+
+    Products of activations and weights are computed on integers (onnxruntime's dynamic quantization). The original
+    LMU's loop stays in float: its weights into the hidden state are stored in 8 bits, one scale for each unit, and
+    expanded once a call; those into the memory stay as they are, for they hold a delay system that rounding makes
+    unstable.
+    """
+    # onnxruntime suggests a preprocessing on the root logger; it is for convolutions of images.
+    import logging
+
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    names = [node.name for node in onnx.load(source).graph.node]
+    logging.disable(logging.WARNING)
+    try:
+        quantize_dynamic(
+            source,
+            target,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=[name for name in names if any(module in name for module in _KEPT_IN_FLOAT)],
+        )
+    finally:
+        logging.disable(logging.NOTSET)
+    model = onnx.load(target)
+    for name, layer in graph.named_modules():
+        if isinstance(layer, LoopLMU):
+            _store_in_8_bits(model.graph, f"{name}.transition", layer.hidden_size)
+    _sort_nodes(model.graph)
+    onnx.checker.check_model(model)
+    onnx.save(model, target)
+
+
+def _store_in_8_bits(graph, name: str, hidden_size: int) -> None:
+    """Replace the initializer `name` (n, n) by its first columns as 8-bit integers and the others as they are."""
+    from onnx import helper, numpy_helper
+
+    initializer = next(tensor for tensor in graph.initializer if tensor.name == name)
+    weight = numpy_helper.to_array(initializer)
+    hidden, memory = weight[:, :hidden_size], weight[:, hidden_size:]
+    scale = np.maximum(np.abs(hidden).max(0) / 127, np.finfo(np.float32).tiny).astype(np.float32)
+    parts = {
+        "quantized": np.round(hidden / scale).astype(np.int8),
+        "scale": scale,
+        "zero_point": np.zeros(hidden_size, np.int8),
+        "memory": np.ascontiguousarray(memory),
+    }
+    graph.initializer.remove(initializer)
+    graph.initializer.extend(numpy_helper.from_array(value, f"{name}.{key}") for key, value in parts.items())
+    inputs = [f"{name}.{key}" for key in ("quantized", "scale", "zero_point")]
+    graph.node.insert(0, helper.make_node("Concat", [f"{name}.hidden", f"{name}.memory"], [name], axis=1))
+    graph.node.insert(0, helper.make_node("DequantizeLinear", inputs, [f"{name}.hidden"], axis=1))
+
+
+def _names_read(node) -> set[str]:
+    """Values that a node reads, those that the body of a loop takes from outside among them."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        body = attribute.g
+        own = {value.name for value in (*body.input, *body.initializer)}
+        for inner in body.node:
+            names |= _names_read(inner) - own
+            own |= set(inner.output)
+    return names
+
+
+def _sort_nodes(graph) -> None:
+    """Put every node behind those whose outputs it reads; onnxruntime's quantization overlooks the bodies of loops."""
+    waiting = list(graph.node)
+    made = {name for node in waiting for name in node.output}
+    ready: set[str] = set()
+    in_order = []
+    while waiting:
+        later = []
+        for node in waiting:
+            if _names_read(node) & made <= ready:
+                in_order.append(node)
+                ready |= set(node.output)
+            else:
+                later.append(node)
+        waiting = later
+    del graph.node[:]
+    graph.node.extend(in_order)
+
+
+class OnnxFile:
+    """An ONNX file in onnxruntime, on one thread.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.names = [value.name for value in self.session.get_inputs()]
+
+    def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
+        """The outputs for the inputs, both in the file's order."""
+        return self.session.run(None, dict(zip(self.names, inputs, strict=True)))

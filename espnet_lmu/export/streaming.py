@@ -1,0 +1,206 @@
+"""A causal model as a graph of one chunk: features and a state in, log posteriors and the next state out.
+
+B: batch (streams), C: encoder frames of a chunk, r: feature frames of an encoder frame, F: features per frame,
+D: output size, V: tokens, L: frames of left context of the attention.
+
+The state is a list of tensors of fixed shape, all zero before the first chunk:
+
+    position         (B,) int64       encoder frames so far
+    features         (B, r - 1, F)    normalized feature frames before the chunk; absent if r is 1
+    key, value       (B, heads, L, D / heads)    of each layer with attention
+    h and m, or m    what the LMU of each layer returns
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from espnet_lmu.encoder import streaming as encoder_streaming
+from espnet_lmu.encoder.attention import SelfAttention, rotate
+from espnet_lmu.encoder.layer import LayerState, LMULayer
+from espnet_lmu.encoder.subsampling import DepthwiseStridingInput, LinearInput
+from espnet_lmu.errors import UserError
+from espnet_lmu.export.graph import OfflineGraph
+from espnet_lmu.export.layers import StridingInput
+from espnet_lmu.lmu.naive import valid_frames
+
+# Chunk of a model without attention, whose state may be taken after any frame.
+_CHUNK = 16
+
+
+def check_streamable(model: nn.Module) -> None:
+    """Raise UserError, naming the option, unless a model can be exported for streaming."""
+    from espnet2.layers.utterance_mvn import UtteranceMVN
+
+    if isinstance(model.normalize, UtteranceMVN):
+        raise UserError("--streaming: normalize: utterance_mvn needs the whole utterance; train with global_mvn")
+    if not isinstance(model.encoder.embed, LinearInput | DepthwiseStridingInput):
+        raise UserError("--streaming: train with input_layer linear, dw_striding or dw_striding8")
+    try:
+        encoder_streaming.check_streamable(model.encoder)
+    except ValueError as error:
+        raise UserError(f"--streaming: {error}") from None
+
+
+class CachedAttention(nn.Module):
+    """`SelfAttention.stream` with tensors of fixed size, for one chunk.
+
+    Args:
+        attention: the trained attention.
+    """
+
+    def __init__(self, attention: SelfAttention) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def stream(self, x: Tensor, state: tuple[Tensor, Tensor, Tensor], chunk: int | None) -> tuple[Tensor, list[Tensor]]:
+        """Attend from the frames of one chunk.
+
+        Args:
+            x: (B, C, D).
+            state: keys before their rotation and values of the L frames before, (B, heads, L, D / heads) each; which
+                of them and of the chunk's exist, (B, L + C).
+
+        Returns: (B, C, D) without the residual; the next keys and values.
+        """
+        attention = self.attention
+        key, value, seen = state
+        left = key.size(2)
+        x = attention.norm(x)
+        query, *new = (
+            project(x).unflatten(2, (attention.heads, -1)).transpose(1, 2)
+            for project in (attention.query, attention.key, attention.value)
+        )
+        key, value = torch.cat([key, new[0]], dim=2), torch.cat([value, new[1]], dim=2)
+        # Only differences of positions matter, so those in the window will do.
+        positions = torch.arange(key.size(2), device=x.device)
+        query, rotated = rotate(query, positions[left:]), rotate(key, positions)
+        out = F.scaled_dot_product_attention(query, rotated, value, attn_mask=seen[:, None, None])
+        y = attention.out(out.transpose(1, 2).flatten(2))
+        return y, [part[:, :, part.size(2) - left :] for part in (key, value)]
+
+
+def choose_chunk(encoder: nn.Module, chunk: int | None) -> int:
+    """Encoder frames of a chunk: the one asked for, or the smallest that the model was trained with.
+
+    Raises:
+        UserError: the model was trained with other chunks.
+    """
+    trained = encoder.chunks
+    if not trained or all(layer.attention is None for layer in encoder.layers):
+        return chunk or _CHUNK
+    if chunk is not None and chunk not in trained:
+        raise UserError(f"--chunk {chunk}: the model was trained with {', '.join(map(str, trained))} frames")
+    return chunk or min(trained)
+
+
+class StreamingGraph(nn.Module):
+    """One chunk of a causal model; the form that is traced.
+
+    Args:
+        graph: the model for whole utterances.
+        chunk: C.
+    """
+
+    def __init__(self, graph: OfflineGraph, chunk: int) -> None:
+        super().__init__()
+        self.graph = graph
+        self.chunk = chunk
+        encoder = graph.encoder
+        self.left = 0
+        for layer in encoder.layers:
+            if layer.attention is not None:
+                layer.attention = CachedAttention(layer.attention.attention)
+                self.left = layer.attention.attention.context[0]
+        self.lmu_parts = len(self._lmu_state(encoder.layers[0], 1))
+        self.stages = len(encoder.embed.layer.stages) + 1 if isinstance(encoder.embed, StridingInput) else 0
+        self.factor = 2**self.stages
+
+    def initial_state(self, input_size: int, batch: int = 1) -> dict[str, Tensor]:
+        """The state before the first chunk, by names; a file's inputs have the same order.
+
+        Args:
+            input_size: F.
+        """
+        encoder = self.graph.encoder
+        state = {"position": torch.zeros(batch, dtype=torch.int64)}
+        if self.factor > 1:
+            state["features"] = torch.zeros(batch, self.factor - 1, input_size)
+        for number, layer in enumerate(encoder.layers):
+            if layer.attention is not None:
+                heads = layer.attention.attention.heads
+                size = (batch, heads, self.left, encoder.output_size() // heads)
+                state[f"key.{number}"], state[f"value.{number}"] = torch.zeros(size), torch.zeros(size)
+            parts = self._lmu_state(layer, batch)
+            for name, part in zip("hm"[-len(parts) :], parts, strict=True):
+                state[f"{name}.{number}"] = part
+        return state
+
+    def _lmu_state(self, layer: LMULayer, batch: int) -> list[Tensor]:
+        """The LMU's state before the first frame, found by running it."""
+        with torch.no_grad():
+            _, last = layer.lmu(torch.zeros(batch, 1, self.graph.encoder.output_size()))
+        return [torch.zeros_like(part) for part in _as_list(last)]
+
+    def _embed(self, x: Tensor, lengths: Tensor, position: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Normalized features (B, C r, F) to (B, C, D), and the features that the next chunk needs."""
+        embed = self.graph.encoder.embed
+        if before is None:
+            return embed.linear(x), None
+        layer = embed.layer
+        after = torch.cat([before, x], dim=1)[:, -before.size(1) :]
+        x = torch.cat([before, x], dim=1)[:, None]
+        first = position * self.factor - (self.factor - 1)  # number of the first row of x; rows below 0 are padding
+        end = position * self.factor + lengths
+        for convolution, pointwise in [
+            (layer.first, None),
+            *((stage["depthwise"], stage["pointwise"]) for stage in layer.stages),
+        ]:
+            x = F.conv2d(F.pad(x, (1, 1)), convolution.weight, convolution.bias, stride=2, groups=convolution.groups)
+            if pointwise is not None:
+                x = F.conv2d(x, pointwise.weight[:, :, None, None], pointwise.bias)
+            first = torch.div(first + 1, 2, rounding_mode="floor")
+            end = torch.div(end + 1, 2, rounding_mode="floor")
+            row = first[:, None] + torch.arange(x.size(2), device=x.device)
+            x = x.relu() * ((row >= 0) & (row < end[:, None]))[:, None, :, None]
+        return layer.out(x.permute(0, 2, 3, 1).flatten(2)), after
+
+    def forward(self, x: Tensor, lengths: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """One chunk of each stream.
+
+        Args:
+            x: features (B, C r, F).
+            lengths: (B,) valid frames: C r, except in the last chunk of a stream.
+            state: see the top of the file.
+
+        Returns: log posteriors (B, C, V), their valid frames (B,), and the next state.
+        """
+        encoder = self.graph.encoder
+        position, *parts = state
+        parts = iter(parts)
+        x, features = self._embed(
+            self.graph.normalize(x, lengths), lengths, position, next(parts) if self.factor > 1 else None
+        )
+        frames = torch.div(lengths + self.factor - 1, self.factor, rounding_mode="floor")
+        known = torch.arange(-self.left, 0, device=x.device) >= -position[:, None]
+        seen = torch.cat([known, valid_frames(frames, self.chunk)], dim=1)
+        following = [] if features is None else [features]
+        for index, layer in enumerate(encoder.layers, start=1):
+            cache = None if layer.attention is None else (next(parts), next(parts), seen)
+            memory = tuple(next(parts) for _ in range(self.lmu_parts))
+            entry = LayerState(cache, memory if self.lmu_parts > 1 else memory[0])
+            x, after = layer(x, None, None, state=entry)
+            following += [] if cache is None else after.attention
+            following += _as_list(after.lmu)
+            if encoder.interctc_use_conditioning and index in encoder.interctc_layer_idx:
+                x = x + encoder.conditioning_layer(self.graph.ctc(encoder.out(x)).softmax(-1))
+        log_probs = self.graph.ctc(encoder.out(x)).log_softmax(-1)
+        return log_probs, frames, position + frames, *following
+
+
+def _as_list(state: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    return [state] if isinstance(state, Tensor) else list(state)
