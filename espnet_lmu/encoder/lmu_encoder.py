@@ -172,7 +172,7 @@ class LMUEncoder(AbsEncoder):
         # ESPnet reads this attribute, then sets `conditioning_layer` and passes `ctc` to `forward`.
         self.interctc_use_conditioning = interctc_use_conditioning
         self.conditioning_layer: nn.Module | None = None
-        self._chunks = tuple(chunks)
+        self.chunks = tuple(chunks)
         # Frames of a chunk of the self-attention outside training, None without limit; it may be set to another size.
         self.attention_chunk: int | None = max(chunks, default=None)
         self.embed = build_input_layer(input_layer, input_size, output_size)
@@ -248,8 +248,8 @@ class LMUEncoder(AbsEncoder):
         padded = None if bool(valid.all()) else valid
         frames = None if padded is None else lengths
         chunk = self.attention_chunk
-        if self.training and len(self._chunks) > 1:
-            chunk = self._chunks[int(torch.randint(len(self._chunks), ()))]
+        if self.training and len(self.chunks) > 1:
+            chunk = self.chunks[int(torch.randint(len(self.chunks), ()))]
         x = self.dropout(x)
         intermediate, all_outputs = [], []
         for index, layer in enumerate(self.layers, start=1):
