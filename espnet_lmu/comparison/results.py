@@ -10,7 +10,17 @@ import numpy as np
 
 from espnet_lmu.comparison.plan import Run
 from espnet_lmu.errors import UserError
-from espnet_lmu.scoring.error_rate import Split, count_errors, read_texts, split_characters, split_words
+from espnet_lmu.scoring.bootstrap import bootstrap_interval
+from espnet_lmu.scoring.error_rate import (
+    Split,
+    align,
+    count_errors,
+    count_marks,
+    read_texts,
+    split_characters,
+    split_words,
+)
+from espnet_lmu.training.history import read_history
 
 SPLITS: dict[str, Split] = {"WER": split_words, "CER": split_characters}
 
@@ -33,29 +43,6 @@ class Result:
         return float(100 * errors / units)
 
 
-def training_seconds(experiment: Path) -> float:
-    """Time of all epochs of an experiment, validation included; of interrupted ones only the last attempt counts."""
-    import torch
-
-    # The reporter's times are timedelta objects; the file is the user's own training state.
-    state = torch.load(experiment / "checkpoint.pth", map_location="cpu", weights_only=False)
-    epochs = state["reporter"]["stats"].values()
-    return sum(phase["time"].total_seconds() for epoch in epochs for phase in epoch.values() if "time" in phase)
-
-
-def learning_curve(experiment: Path) -> tuple[list[float], list[float]]:
-    """Minutes of training after each epoch, and the CER of the validation set (greedy, in percent) then."""
-    import torch
-
-    state = torch.load(experiment / "checkpoint.pth", map_location="cpu", weights_only=False)
-    minutes, rates, passed = [], [], 0.0
-    for _, epoch in sorted(state["reporter"]["stats"].items()):
-        passed += sum(phase["time"].total_seconds() for phase in epoch.values() if "time" in phase)
-        minutes.append(passed / 60)
-        rates.append(100 * float(epoch["valid"]["cer_ctc"]))
-    return minutes, rates
-
-
 def read_result(run: Run, data_feats: Path, datasets: list[str], parameters: int) -> Result:
     """Read what stages 11 to 13 left in the directory of a run."""
     errors = {}
@@ -65,29 +52,8 @@ def read_result(run: Run, data_feats: Path, datasets: list[str], parameters: int
             raise UserError(f"{run.directory}: {len(found)} decodings of {dataset}, expected one; remove the others")
         references, hypotheses = read_texts(data_feats / dataset / "text", found[0])
         for unit, split in SPLITS.items():
-            errors[dataset, unit] = count_errors(references, hypotheses, split)
-    return Result(run, parameters, training_seconds(run.directory), errors)
-
-
-def bootstrap_interval(counts: np.ndarray, confidence: float = 0.95, samples: int = 10_000) -> tuple[float, float]:
-    """Interval of an error rate in percent when the test set is drawn anew from its own utterances.
-
-    Bisani & Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004.
-
-    Args:
-        counts: (2, N) errors and reference units of N utterances; of several runs, summed over them.
-        confidence: probability of the interval.
-        samples: draws.
-    """
-    generator = np.random.default_rng(0)
-    size = counts.shape[1]
-    rates = []
-    for start in range(0, samples, 1000):
-        drawn = generator.integers(size, size=(min(1000, samples - start), size))
-        errors, units = counts[0][drawn].sum(axis=1), counts[1][drawn].sum(axis=1)
-        rates.append(100 * errors / np.maximum(units, 1))
-    low, high = np.quantile(np.concatenate(rates), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+            errors[dataset, unit] = count_errors(count_marks(align(references, hypotheses, split)))
+    return Result(run, parameters, read_history(run.directory).seconds, errors)
 
 
 def _mean(values: list[float]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,22 @@ Split = Callable[[str], list[str]]
 HEADER = "|dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err|\n|---|---|---|---|---|---|---|---|---|"
 
 
+NOTHING = "*"  # in place of a unit that one side of an alignment lacks
+
+
+class Column(NamedTuple):
+    """A place of an alignment: the units of both sides; C (correct), S (substituted), D (deleted) or I (inserted)."""
+
+    reference: str
+    hypothesis: str
+    mark: str
+
+    @property
+    def width(self) -> int:
+        """Characters that the column takes in a line of text."""
+        return max(len(self.reference), len(self.hypothesis))
+
+
 @dataclass
 class ErrorRate:
     """Counts over a test set: sentences, reference units (words, characters or tokens) and errors."""
@@ -29,6 +46,13 @@ class ErrorRate:
     deletions: int
     insertions: int
     wrong_sentences: int
+
+    @classmethod
+    def of(cls, marks: np.ndarray) -> ErrorRate:
+        """The sum over utterances of the (N, 4) numbers of correct units, substitutions, deletions, insertions."""
+        correct, substitutions, deletions, insertions = map(int, marks.sum(axis=0))
+        units, wrong = correct + substitutions + deletions, int(marks[:, 1:].any(axis=1).sum())
+        return cls(len(marks), units, correct, substitutions, deletions, insertions, wrong)
 
     @property
     def errors(self) -> int:
@@ -45,11 +69,11 @@ class ErrorRate:
         rates = [100 * count / self.units for count in counts] + [100 * self.wrong_sentences / self.sentences]
         return f"|{name}|{self.sentences}|{self.units}|" + "".join(f"{rate:.1f}|" for rate in rates)
 
-    def counts(self) -> str:
-        """The counts behind the percentages, in words."""
+    def counts(self, units: str = "units") -> str:
+        """The counts behind the percentages, in words; `units` says of what."""
         return (
-            f"{self.errors} errors in {self.units}: {self.substitutions} substitutions, {self.deletions} deletions, "
-            f"{self.insertions} insertions; {self.wrong_sentences} of {self.sentences} sentences wrong"
+            f"{self.errors} errors in {self.units} {units}: {self.substitutions} substitutions, "
+            f"{self.deletions} deletions, {self.insertions} insertions; {self.wrong_sentences} of {self.sentences} sentences wrong"
         )
 
 
@@ -82,13 +106,8 @@ def read_texts(reference: str | Path, hypothesis: str | Path) -> tuple[dict[str,
     return references, hypotheses
 
 
-def score(references: dict[str, str], hypotheses: dict[str, str], split: Split) -> tuple[ErrorRate, str]:
-    """Align every hypothesis with its reference (both with the same ids).
-
-    Returns:
-        the counts, and the alignments as text: for each utterance its counts and a line each of reference and
-        hypothesis, ``*`` where one has nothing, and of S, D, I below the errors.
-    """
+def align(references: dict[str, str], hypotheses: dict[str, str], split: Split) -> dict[str, list[Column]]:
+    """Align every hypothesis with its reference (both with the same ids); the utterances are sorted by id."""
     import jiwer
 
     ids = sorted(references)
@@ -96,45 +115,44 @@ def score(references: dict[str, str], hypotheses: dict[str, str], split: Split) 
     hypothesis_units = [split(hypotheses[key]) for key in ids]
     # Units hold no spaces, so that jiwer's words are exactly our units.
     output = jiwer.process_words(*([" ".join(units) for units in side] for side in (reference_units, hypothesis_units)))
-    total = ErrorRate(
-        sentences=len(ids),
-        units=sum(map(len, reference_units)),
-        correct=output.hits,
-        substitutions=output.substitutions,
-        deletions=output.deletions,
-        insertions=output.insertions,
-        wrong_sentences=sum(r != h for r, h in zip(reference_units, hypothesis_units, strict=True)),
-    )
     aligned = zip(ids, reference_units, hypothesis_units, output.alignments, strict=True)
-    return total, "\n".join(_alignment(*item) for item in aligned)
+    return {key: _columns(*item) for key, *item in aligned}
 
 
-def count_errors(references: dict[str, str], hypotheses: dict[str, str], split: Split) -> np.ndarray:
-    """Errors of each utterance and units of its reference, (2, N), in the order of the ids."""
-    import jiwer
-
-    ids = sorted(references)
-    sides = ([" ".join(split(texts[key])) for key in ids] for texts in (references, hypotheses))
-    alignments = jiwer.process_words(*sides).alignments
-    wrong = [[chunk for chunk in chunks if chunk.type != "equal"] for chunks in alignments]
-    errors = [
-        sum(max(c.ref_end_idx - c.ref_start_idx, c.hyp_end_idx - c.hyp_start_idx) for c in chunks) for chunks in wrong
-    ]
-    return np.array([errors, [len(split(references[key])) for key in ids]])
-
-
-def _alignment(utterance: str, reference: list[str], hypothesis: list[str], chunks) -> str:
-    columns: list[tuple[str, str, str]] = []
+def _columns(reference: list[str], hypothesis: list[str], chunks) -> list[Column]:
+    columns = []
     for chunk in chunks:
         left = reference[chunk.ref_start_idx : chunk.ref_end_idx]
         right = hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
-        mark = {"equal": "", "substitute": "S", "delete": "D", "insert": "I"}[chunk.type]
+        mark = {"equal": "C", "substitute": "S", "delete": "D", "insert": "I"}[chunk.type]
         for i in range(max(len(left), len(right))):
-            columns.append((left[i] if left else "*", right[i] if right else "*", mark))
-    counts = {mark: sum(column[2] == mark for column in columns) for mark in ("", "S", "D", "I")}
-    lines = [f"id: {utterance}", "scores (C S D I): " + " ".join(str(count) for count in counts.values())]
+            columns.append(Column(left[i] if left else NOTHING, right[i] if right else NOTHING, mark))
+    return columns
+
+
+def count_marks(alignments: dict[str, list[Column]]) -> np.ndarray:
+    """Correct units, substitutions, deletions and insertions of N utterances, (N, 4)."""
+    marks = [[column.mark for column in columns] for columns in alignments.values()]
+    return np.array([[own.count(mark) for mark in "CSDI"] for own in marks])
+
+
+def count_errors(marks: np.ndarray) -> np.ndarray:
+    """Errors and reference units of N utterances, (2, N), of their marks (N, 4)."""
+    return np.stack([marks[:, 1:].sum(axis=1), marks[:, :3].sum(axis=1)])
+
+
+def score(references: dict[str, str], hypotheses: dict[str, str], split: Split) -> tuple[ErrorRate, str]:
+    """The counts of hypotheses against references (with the same ids), and the alignments as text."""
+    alignments = align(references, hypotheses, split)
+    return ErrorRate.of(count_marks(alignments)), "\n".join(map(_alignment_text, alignments, alignments.values()))
+
+
+def _alignment_text(utterance: str, columns: list[Column]) -> str:
+    """Counts, and a line each of reference and hypothesis, and of S, D, I below the errors."""
+    counts = " ".join(str(sum(column.mark == mark for column in columns)) for mark in "CSDI")
+    lines = [f"id: {utterance}", f"scores (C S D I): {counts}"]
     for label, row in zip(("REF: ", "HYP: ", "     "), range(3), strict=True):
-        cells = [column[row].ljust(max(map(len, column))) for column in columns]
+        cells = [(" " if column[row] == "C" and row == 2 else column[row]).ljust(column.width) for column in columns]
         lines.append((label + " ".join(cells)).rstrip())
     return "\n".join(lines) + "\n"
 
@@ -143,3 +161,40 @@ def write_result(path: str | Path, name: str, total: ErrorRate, alignments: str)
     """Write the table, the counts and the alignments of a test set."""
     with atomic_open(path) as stream:
         stream.write(f"{HEADER}\n{total.row(name)}\n\n{total.counts()}\n\n{alignments}")
+
+
+def read_marks(path: Path) -> np.ndarray:
+    """Numbers of correct units, substitutions, deletions and insertions, (N, 4), that `write_result` wrote.
+
+    Raises:
+        UserError: no such file, or not of that form.
+    """
+    lines = [line.split(":")[1].split() for line in _result_lines(path) if line.startswith("scores (C S D I):")]
+    if not lines or any(len(line) != 4 for line in lines):
+        raise UserError(f"{path}: no alignments; run stage 13 again")
+    return np.array(lines, dtype=int)
+
+
+def read_alignments(path: Path) -> dict[str, list[Column]]:
+    """The alignments that `write_result` wrote, by id; errors as `read_marks`."""
+    lines = _result_lines(path)
+    starts = [i for i, line in enumerate(lines) if line.startswith("id: ")]
+    alignments = {}
+    try:
+        for start in starts:
+            _, reference, hypothesis, marks = lines[start + 1 : start + 5]
+            columns, place = [], len("REF: ")
+            for left, right in zip(reference[place:].split(), hypothesis[place:].split(), strict=True):
+                columns.append(Column(left, right, marks[place : place + 1].strip() or "C"))
+                place += columns[-1].width + 1
+            alignments[lines[start].removeprefix("id: ")] = columns
+    except ValueError:
+        raise UserError(f"{path}: not alignments; run stage 13 again") from None
+    return alignments
+
+
+def _result_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; run stage 13 first") from None

@@ -1,12 +1,15 @@
-"""Stage 13: score every decoded test set of an experiment and write its ``RESULTS.md``."""
+"""Stage 13: score every decoded test set of an experiment and write its ``RESULTS.md`` and ``report.html``."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from espnet_lmu.data.files import atomic_open, command_line
+from espnet_lmu.data.files import command_line
 from espnet_lmu.errors import UserError
+from espnet_lmu.report.experiment import TITLES, Experiment
+from espnet_lmu.report.page import write_report
+from espnet_lmu.report.results import write_results
 from espnet_lmu.scoring.error_rate import (
     HEADER,
     read_texts,
@@ -16,8 +19,6 @@ from espnet_lmu.scoring.error_rate import (
     split_words,
     write_result,
 )
-
-_TITLES = {"wer": "WER", "cer": "CER", "ter": "TER"}
 
 
 def score_decoding(data_feats: Path, decode_dir: Path, test_sets: list[str], bpemodel: Path | None) -> str:
@@ -40,7 +41,7 @@ def score_decoding(data_feats: Path, decode_dir: Path, test_sets: list[str], bpe
             total, alignments = score(references, hypotheses, split)
             write_result(decode_dir / name / f"score_{kind}" / "result.txt", name, total, alignments)
             rows[kind].append(total.row(f"{decode_dir.name}/{name}"))
-    return "\n".join(f"### {_TITLES[kind]}\n\n{HEADER}\n" + "\n".join(lines) + "\n" for kind, lines in rows.items())
+    return "\n".join(f"### {TITLES[kind]}\n\n{HEADER}\n" + "\n".join(lines) + "\n" for kind, lines in rows.items())
 
 
 def main() -> None:
@@ -50,11 +51,13 @@ def main() -> None:
     parser.add_argument("--decode_dir", type=Path, required=True, metavar="DIR", help="hypotheses: DIR/SET/text")
     parser.add_argument("test_sets", metavar="SET", nargs="+", help="name of a test set")
     args = parser.parse_args()
-    tables = score_decoding(args.data_feats, args.decode_dir, args.test_sets, args.bpemodel)
-    results = args.decode_dir / "RESULTS.md"
-    with atomic_open(results) as stream:
-        stream.write(f"## {args.decode_dir.parent.name}\n\n{tables}")
-    print(f"## {args.decode_dir.parent.name}\n\n{tables}\nWritten to {results}; alignments in */score_*/result.txt")
+    print(score_decoding(args.data_feats, args.decode_dir, args.test_sets, args.bpemodel))
+    experiment = Experiment(args.decode_dir.parent, args.data_feats)
+    decoding = experiment.decoding(args.decode_dir.name)
+    write_results(experiment, decoding)
+    report = write_report(experiment, decoding)
+    print(f"Written to {decoding.directory}/RESULTS.md, with all decodings to {experiment.directory}/RESULTS.md")
+    print(f"Open {report} in a browser; alignments in {decoding.directory}/*/score_*/result.txt")
 
 
 if __name__ == "__main__":

@@ -6,16 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
 
 from espnet_lmu.comparison.compare import plot_curves
 from espnet_lmu.comparison.plan import make_run, read_encoder, training_settings, write_settings
-from espnet_lmu.comparison.results import bootstrap_interval, read_result, table
+from espnet_lmu.comparison.results import read_result, table
 from espnet_lmu.errors import UserError
-from espnet_lmu.scoring.error_rate import count_errors, score, split_words
+from espnet_lmu.training.history import Epoch, History
 
 ROOT = Path(__file__).resolve().parents[2]
 ENCODER = {"encoder": "lmu", "encoder_conf": {"output_size": 16}}
@@ -47,24 +46,6 @@ def test_directory_of_another_setting_is_not_taken_for_the_run(tmp_path):
     write_settings(run, ENCODER | {"max_epoch": 3})
     with pytest.raises(UserError, match="lmu_lr0.002_seed1.*other settings"):
         write_settings(run, ENCODER | {"max_epoch": 4})
-
-
-def test_errors_of_utterances_add_up_to_the_error_rate():
-    references = {"b": "ONE TWO THREE", "a": "FOUR", "c": ""}
-    hypotheses = {"a": "FOR FIVE", "b": "TWO THREE", "c": "SIX"}
-    counts = count_errors(references, hypotheses, split_words)
-    assert counts.tolist() == [[2, 1, 1], [1, 3, 0]]
-    total, _ = score(references, hypotheses, split_words)
-    assert counts[0].sum() == total.errors and counts[1].sum() == total.units
-
-
-def test_bootstrap_interval_is_that_of_the_binomial_distribution():
-    wrong = np.zeros(400)
-    wrong[:40] = 1
-    low, high = bootstrap_interval(np.stack([wrong, np.ones(400)]))
-    half = 1.96 * 100 * (0.1 * 0.9 / 400) ** 0.5
-    assert abs(low - (10 - half)) < 0.5 and abs(high - (10 + half)) < 0.5
-    assert bootstrap_interval(np.array([[0, 0], [5, 5]])) == (0, 0)
 
 
 def make_finished(run, words: dict[str, str], seconds: float, cer: float) -> None:
@@ -181,5 +162,6 @@ def test_encoders_of_the_comparison_have_nearly_one_size():
 
 
 def test_curves_are_drawn(tmp_path):
-    plot_curves({"lmu": ([1.0, 2.0], [50.0, 20.0])}, "dev", tmp_path / "curves.png")
+    history = History([Epoch(1, 60.0, 2.0, 3.0, 50.0), Epoch(2, 60.0, 1.0, 2.0, 20.0)], None)
+    plot_curves({"lmu": history}, "dev", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000

@@ -1,5 +1,6 @@
 """Error rates counted by hand, their table and alignments, and ids that do not match."""
 
+import numpy as np
 import pytest
 import sentencepiece
 from recipe_tools import run_module
@@ -7,7 +8,17 @@ from recipe_tools import run_module
 from espnet_lmu.bin import main as command
 from espnet_lmu.data.kaldi_dir import write_table
 from espnet_lmu.errors import UserError
-from espnet_lmu.scoring.error_rate import read_texts, score, split_characters, split_tokens, split_words
+from espnet_lmu.scoring.bootstrap import bootstrap_interval
+from espnet_lmu.scoring.error_rate import (
+    align,
+    count_errors,
+    count_marks,
+    read_texts,
+    score,
+    split_characters,
+    split_tokens,
+    split_words,
+)
 from espnet_lmu.scoring.summary import score_decoding
 
 REFERENCES = {"u1": "GO LEFT NOW", "u2": "STOP", "u3": "TURN BACK"}
@@ -40,6 +51,24 @@ def test_alignments_show_every_unit_of_both_sides():
         "        S     D",
     ]
     assert "scores (C S D I): 2 0 0 1" in blocks["u3"]
+
+
+def test_errors_of_utterances_add_up_to_the_error_rate():
+    references = {"b": "ONE TWO THREE", "a": "FOUR", "c": ""}
+    hypotheses = {"a": "FOR FIVE", "b": "TWO THREE", "c": "SIX"}
+    counts = count_errors(count_marks(align(references, hypotheses, split_words)))
+    assert counts.tolist() == [[2, 1, 1], [1, 3, 0]]
+    total, _ = score(references, hypotheses, split_words)
+    assert counts[0].sum() == total.errors and counts[1].sum() == total.units
+
+
+def test_bootstrap_interval_is_that_of_the_binomial_distribution():
+    wrong = np.zeros(400)
+    wrong[:40] = 1
+    low, high = bootstrap_interval(np.stack([wrong, np.ones(400)]))
+    half = 1.96 * 100 * (0.1 * 0.9 / 400) ** 0.5
+    assert abs(low - (10 - half)) < 0.5 and abs(high - (10 + half)) < 0.5
+    assert bootstrap_interval(np.array([[0, 0], [5, 5]])) == (0, 0)
 
 
 def test_spaces_count_as_characters():

@@ -1,0 +1,1 @@
+"""What an experiment gave, for people: ``RESULTS.md`` and ``report.html``."""
