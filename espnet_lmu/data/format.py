@@ -1,7 +1,7 @@
 """Stage 3: audio in one format and rate (``raw``: FLAC) or log-mel filterbanks (``fbank``: kaldiio archives).
 
-Utterances are processed in shards of 64 by several processes. A finished shard leaves a JSON file with a stamp
-of its sources and options; a second run keeps the shards whose stamp still holds.
+Utterances are processed in shards of 64 by several processes or jobs. A finished shard leaves a JSON file with a
+stamp of its sources and options; a second run keeps the shards whose stamp still holds.
 """
 
 from __future__ import annotations
@@ -9,25 +9,30 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from espnet_lmu.data.audio import read_audio, resample
+from espnet_lmu.data.audio import resample
 from espnet_lmu.data.files import atomic_open, command_line, parse_rate, shorten
-from espnet_lmu.data.kaldi_dir import read_data_dir, write_data_dir, write_table
+from espnet_lmu.data.kaldi_dir import excerpts, read_data_dir, write_data_dir, write_table
+from espnet_lmu.data.segments import Excerpt, read_excerpt
 from espnet_lmu.errors import UserError
+from espnet_lmu.parallel import map_pieces
 
 MEL_BINS = 80
 FRAME_LENGTH_MS = 25
 FRAME_SHIFT_MS = 10
 _SHARD_SIZE = 64
+
+
+class _Item(NamedTuple):
+    utterance: str
+    audio: Excerpt
+    speed: float
 
 
 def fbank(samples: np.ndarray, rate: int) -> np.ndarray:
@@ -57,8 +62,7 @@ def fbank(samples: np.ndarray, rate: int) -> np.ndarray:
 def _write_raw(shard: Path, audio: dict[str, np.ndarray], rate: int) -> dict[str, tuple[str, int]]:
     import soundfile
 
-    temporary = shard.with_name(f".{shard.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = shard.with_name(f".{shard.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     entries = {}
     for utterance, samples in audio.items():
@@ -75,7 +79,7 @@ def _write_fbank(shard: Path, audio: dict[str, np.ndarray], rate: int) -> dict[s
 
     shard.parent.mkdir(parents=True, exist_ok=True)
     ark = shard.with_suffix(shard.suffix + ".ark")
-    temporary = ark.with_name(f".{ark.name}.tmp")
+    temporary = ark.with_name(f".{ark.name}.{os.getpid()}.tmp")
     features = {utterance: fbank(samples, rate) for utterance, samples in audio.items()}
     offsets: dict[str, str] = {}
     # The archive has a temporary name until it is complete; the index that comes with it gets the final one.
@@ -90,8 +94,12 @@ def _write_fbank(shard: Path, audio: dict[str, np.ndarray], rate: int) -> dict[s
     return {utterance: (offsets[utterance], len(matrix)) for utterance, matrix in features.items()}
 
 
-def _stamp(items: list[tuple[str, str, float]], options: dict) -> str:
-    sources = [(key, path, speed, os.stat(path).st_size, os.stat(path).st_mtime_ns) for key, path, speed in items]
+def _stamp(items: list[_Item], options: dict) -> str:
+    sources = []
+    for key, audio, speed in items:
+        status = os.stat(audio.path)
+        part = () if audio.end is None else (audio.start, audio.end)
+        sources.append((key, audio.path, speed, status.st_size, status.st_mtime_ns, *part))
     return hashlib.sha256(json.dumps([sources, options]).encode()).hexdigest()
 
 
@@ -107,13 +115,13 @@ def _finished(shard: Path, stamp: str) -> dict | None:
     return record if all(os.path.exists(path) for path in paths) else None
 
 
-def _process_shard(shard: Path, items: list[tuple[str, str, float]], options: dict, stamp: str) -> dict:
+def _process_shard(shard: Path, items: list[_Item], options: dict, stamp: str) -> dict:
     """Write a shard and its record; unreadable recordings are listed under ``errors`` instead of stopping it."""
     audio: dict[str, np.ndarray] = {}
     record: dict = {"stamp": stamp, "entries": {}, "resampled": 0, "errors": []}
-    for utterance, path, speed in items:
+    for utterance, excerpt, speed in items:
         try:
-            samples, rate = read_audio(path)
+            samples, rate = read_excerpt(excerpt)
         except UserError as error:
             record["errors"].append(f"{utterance}: {error}")
             continue
@@ -128,15 +136,11 @@ def _process_shard(shard: Path, items: list[tuple[str, str, float]], options: di
     return record
 
 
-def _single_thread() -> None:
-    # The processes already fill the cores; threads inside them would only compete.
-    os.environ["OMP_NUM_THREADS"] = "1"  # for a torch that a process imports itself
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
-
-
-def format_data_dir(source: Path, target: Path, feats_type: str, fs: int, nj: int) -> None:
+def format_data_dir(source: Path, target: Path, feats_type: str, fs: int, **parallel) -> None:
     """Write data directory `target` with the audio of `source` as FLAC or filterbanks at `fs` Hz.
+
+    Args:
+        parallel: `nj` and what else `map_pieces` needs to know of processes and jobs.
 
     Raises:
         UserError: recordings that cannot be read; the shards without such recordings stay.
@@ -145,43 +149,51 @@ def format_data_dir(source: Path, target: Path, feats_type: str, fs: int, nj: in
 
     tables = read_data_dir(source)
     speeds = tables.pop("utt2speed", {})
-    items = [(key, tables["wav.scp"][key], float(speeds.get(key, 1))) for key in sorted(tables["wav.scp"])]
+    items = [_Item(key, audio, float(speeds.get(key, 1))) for key, audio in excerpts(tables).items()]
+    table = "segments" if tables.pop("segments", None) else "wav.scp"
     options = {"feats_type": feats_type, "fs": fs}
     shards = {
         target / "data" / f"format.{start // _SHARD_SIZE + 1}": items[start : start + _SHARD_SIZE]
         for start in range(0, len(items), _SHARD_SIZE)
     }
-    records, missing = [], []
+    records, missing = [], {}
     for shard, members in shards.items():
         stamp = _stamp(members, options)
         record = _finished(shard, stamp)
         if record is None:
-            missing.append((shard, members, options, stamp))
+            missing[shard.name] = (shard, members, options, stamp)
         else:
             records.append(record)
-    if missing and (feats_type == "fbank" or any(speed != 1 for _, _, speed in items)):
+    if missing and (feats_type == "fbank" or any(item.speed != 1 for item in items)):
         import torchaudio  # noqa: F401  (seconds, spent once here and not in every process)
 
     done = sum(len(record["entries"]) for record in records)
     bar = tqdm(desc=str(target), total=len(items), initial=done, unit="utt", dynamic_ncols=True)
-    context = multiprocessing.get_context("fork")
-    with bar, ProcessPoolExecutor(nj, context, initializer=_single_thread) as pool:
-        running = {pool.submit(_process_shard, *task): len(task[1]) for task in missing}
-        for future in as_completed(running):
-            try:
-                records.append(future.result())
-            except BrokenProcessPool:
-                raise UserError(f"{target}: a process was killed (out of memory?); run with a smaller --nj") from None
-            bar.update(running[future])
+    pieces = target / "data" / "pieces"
+    for path in (pieces, *(target / "data").glob(".*.tmp*")):  # left by a kill
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    with bar:
+        made = map_pieces(
+            _process_shard,
+            missing,
+            directory=pieces,
+            advance=lambda name: bar.update(len(missing[name][1])),
+            **parallel,
+        )
+    shutil.rmtree(pieces)
+    records += made.values()
 
     errors = sorted(error for record in records for error in record["errors"])
     if errors:
         raise UserError(
-            f"{source}/wav.scp: {len(errors)} recordings cannot be used; replace or remove them: {shorten(errors)}"
+            f"{source}/{table}: {len(errors)} utterances cannot be used; replace or remove them: {shorten(errors)}"
         )
     resampled = sum(record["resampled"] for record in records)
     if resampled:
-        print(f"{source}: {resampled} of {len(items)} recordings had another sampling rate, brought to {fs} Hz")
+        print(f"{source}: {resampled} of {len(items)} utterances had another sampling rate, brought to {fs} Hz")
 
     entries = {key: entry for record in records for key, entry in record["entries"].items()}
     paths = {key: path for key, (path, _) in entries.items()}
@@ -205,11 +217,14 @@ def main() -> None:
     )
     parser.add_argument("--feats_type", choices=["raw", "fbank"], default="raw", help="what to write (%(default)s)")
     parser.add_argument("--fs", default="16k", help="sampling rate, e.g. 16k (%(default)s)")
-    parser.add_argument("--nj", type=int, default=1, help="number of processes (%(default)s)")
+    parser.add_argument("--nj", type=int, default=1, help="number of processes, or of Slurm's jobs (%(default)s)")
+    parser.add_argument("--cmd", choices=["local", "slurm"], default="local", help="where they run (%(default)s)")
+    parser.add_argument("--slurm_config", type=Path, metavar="YAML", help="settings of Slurm's jobs")
     parser.add_argument("source", metavar="DIR", help="data directory, e.g. data/train")
     parser.add_argument("target", metavar="OUTPUT", help="data directory to write, e.g. dump/raw/org/train")
     args = parser.parse_args()
-    format_data_dir(Path(args.source), Path(args.target), args.feats_type, parse_rate(args.fs), max(args.nj, 1))
+    parallel = {"nj": max(args.nj, 1), "cmd": args.cmd, "slurm_config": args.slurm_config}
+    format_data_dir(Path(args.source), Path(args.target), args.feats_type, parse_rate(args.fs), **parallel)
 
 
 if __name__ == "__main__":

@@ -26,11 +26,15 @@ def parse_factors(text: str) -> list[float]:
 
 def perturb(tables: dict[str, dict[str, str]], factors: list[float]) -> dict[str, dict[str, str]]:
     """Tables with every utterance once for each factor, and their ``utt2speed``."""
-    perturbed: dict[str, dict[str, str]] = {"wav.scp": {}, "text": {}, "utt2spk": {}, "utt2speed": {}}
+    perturbed: dict[str, dict[str, str]] = {"text": {}, "utt2spk": {}, "utt2speed": {}}
+    audio = "segments" if "segments" in tables else "wav.scp"
+    if audio == "segments":
+        perturbed["wav.scp"] = tables["wav.scp"]
+    perturbed[audio] = {}
     for factor in factors:
         prefix = "" if factor == 1 else f"sp{factor:g}-"
-        for utterance, path in tables["wav.scp"].items():
-            perturbed["wav.scp"][prefix + utterance] = path
+        for utterance in tables["text"]:
+            perturbed[audio][prefix + utterance] = tables[audio][utterance]
             perturbed["text"][prefix + utterance] = tables["text"][utterance]
             perturbed["utt2spk"][prefix + utterance] = prefix + tables["utt2spk"][utterance]
             perturbed["utt2speed"][prefix + utterance] = f"{factor:g}"

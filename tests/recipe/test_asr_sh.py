@@ -66,7 +66,9 @@ def test_wrong_corpus_stops_stage_1(recipe):
         make_set(source / name, 2)
     text = source / "valid" / "text"
     text.write_text(text.read_text() + "stranger HIGH\n")
-    assert "data/valid/text: 1 ids are not in data/valid/wav.scp: stranger" in one_line_error(recipe.run())
+    message = one_line_error(recipe.run())
+    assert "data/valid: 1 incomplete" in message and "stranger: not in wav.scp, utt2spk" in message
+    assert '--check_policy "incomplete=drop"' in message
 
 
 def test_stages_1_to_5_name_their_directories_as_espnet_does_and_can_run_again(recipe):

@@ -2,18 +2,23 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import kaldiio
 import numpy as np
 import pytest
 import soundfile
-from recipe_tools import RATE, one_line_error, run_module, tone_words
+from recipe_tools import RATE, ROOT, one_line_error, run_module, tone_words
 
 from espnet_lmu.data import format
 from espnet_lmu.data.audio import read_audio, resample
 from espnet_lmu.data.filter import filter_data_dir, read_durations
 from espnet_lmu.data.format import _SHARD_SIZE, fbank, format_data_dir
-from espnet_lmu.data.kaldi_dir import read_data_dir, read_table, write_table
+from espnet_lmu.data.kaldi_dir import read_data_dir, read_table, write_data_dir, write_table
 from espnet_lmu.data.speed import parse_factors, perturb
 from espnet_lmu.errors import UserError
 
@@ -75,7 +80,7 @@ def test_raw_audio_becomes_flac_of_the_rate_and_speed_asked_for(data_set, tmp_pa
     soundfile.write(source / "audio" / "spk0-000.wav", np.zeros(4000), 8000)
     write_table(source / "utt2speed", {"spk0-000": "1", "spk1-001": "0.9", "spk0-002": "1"})
     format_data_dir(source, tmp_path / "dump", "raw", RATE, nj=2)
-    assert "1 of 3 recordings had another sampling rate" in capsys.readouterr().out
+    assert "1 of 3 utterances had another sampling rate" in capsys.readouterr().out
     paths, lengths = (read_table(tmp_path / "dump" / name) for name in ("wav.scp", "utt2num_samples"))
     assert lengths["spk0-000"] == "8000"
     for key, path in paths.items():
@@ -131,7 +136,7 @@ def test_unreadable_recordings_are_named_and_nothing_is_half_written(data_set, t
     broken = sorted(read_table(source / "wav.scp"))[0]
     (source / "audio" / f"{broken}.wav").write_text("x")
     message = one_line_error(run_module("espnet_lmu.data.format", "--nj", 2, source, target))
-    assert "1 recordings cannot be used" in message and f"{broken}.wav" in message
+    assert "1 utterances cannot be used" in message and f"{broken}.wav" in message
     assert not (target / "wav.scp").exists()
     assert [path.name for path in sorted((target / "data").iterdir())] == ["format.2", "format.2.json"]
     assert json.loads((target / "data" / "format.2.json").read_text())["errors"] == []
@@ -140,14 +145,39 @@ def test_unreadable_recordings_are_named_and_nothing_is_half_written(data_set, t
 def test_killed_process_is_one_line_and_leaves_the_finished_shards(data_set, tmp_path, monkeypatch):
     source, target = data_set("train", _SHARD_SIZE + 2), tmp_path / "dump"
     last = max(read_table(source / "wav.scp"))
-    read = format.read_audio
-    monkeypatch.setattr(format, "read_audio", lambda path: os._exit(9) if last in str(path) else read(path))
-    with pytest.raises(UserError, match="dump: a process was killed"):
+    read = format.read_excerpt
+    monkeypatch.setattr(format, "read_excerpt", lambda audio: os._exit(9) if last in audio.path else read(audio))
+    with pytest.raises(UserError, match="1 of 2 pieces failed: format.2: its process was killed"):
         format_data_dir(source, target, "raw", RATE, nj=1)
     assert not (target / "wav.scp").exists() and (target / "data" / "format.1.json").exists()
     monkeypatch.undo()
     format_data_dir(source, target, "raw", RATE, nj=1)
     assert len(read_table(target / "wav.scp")) == _SHARD_SIZE + 2
+
+
+def test_kill_in_the_middle_keeps_finished_shards_and_spoils_none(data_set, tmp_path):
+    source, target = data_set("train", 2), tmp_path / "dump"
+    tables = read_data_dir(source)
+    names = {f"{key}-{i:03d}": key for key in tables["text"] for i in range(5 * _SHARD_SIZE)}
+    write_data_dir(source, {file: {name: table[key] for name, key in names.items()} for file, table in tables.items()})
+
+    command = [sys.executable, "-m", "espnet_lmu.data.format", "--nj", "2", str(source), str(target)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    while not (finished := list((target / "data").glob("*.json"))) and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and not (target / "wav.scp").exists()
+    kept = {path: path.stat().st_mtime_ns for path in finished}
+
+    assert run_module("espnet_lmu.data.format", "--nj", 2, source, target).returncode == 0
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in kept.items())
+    assert not [path for path in target.rglob("*") if path.name.endswith(".tmp")]
+    format_data_dir(source, tmp_path / "whole", "raw", RATE, nj=1)
+    paths = read_table(target / "wav.scp")
+    assert read_table(target / "utt2num_samples") == read_table(tmp_path / "whole" / "utt2num_samples")
+    for key, path in read_table(tmp_path / "whole" / "wav.scp").items():
+        assert Path(paths[key]).read_bytes() == Path(path).read_bytes()
 
 
 def test_training_leaves_out_short_long_and_untranscribed_utterances(data_set, tmp_path, capsys):

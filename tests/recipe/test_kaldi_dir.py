@@ -1,7 +1,6 @@
 """Data directories: order, spk2utt, and one clear line for everything that can be wrong with them."""
 
 import pytest
-from recipe_tools import one_line_error, run_module
 
 from espnet_lmu.data.kaldi_dir import read_data_dir, read_table, write_data_dir, write_table
 from espnet_lmu.errors import UserError
@@ -61,27 +60,19 @@ def test_inconsistent_directory_is_refused(data_set, file, change, message):
         read_data_dir(directory)
 
 
-def test_missing_directory_file_and_segments_are_refused(data_set, tmp_path):
+def test_missing_directory_and_file_are_refused(data_set, tmp_path):
     with pytest.raises(UserError, match="nowhere: no such data directory"):
         read_data_dir(tmp_path / "nowhere")
     directory = data_set("train", 2)
-    (directory / "segments").write_text("x y 0 1\n")
-    with pytest.raises(UserError, match="segments: not supported"):
-        read_data_dir(directory)
-    (directory / "segments").unlink()
     (directory / "text").unlink()
     with pytest.raises(UserError, match="text: no such file"):
         read_data_dir(directory)
 
 
-def test_command_sorts_and_counts_or_prints_one_line(data_set):
-    directory = data_set("train", 5)
-    rewrite(directory / "text", reversed)
-    (directory / "spk2utt").unlink()
-    result = run_module("espnet_lmu.data.kaldi_dir", directory)
-    assert result.returncode == 0 and "5 utterances, 2 speakers" in result.stdout
-    assert (directory / "spk2utt").read_text().splitlines()[1] == "spk1 spk1-001 spk1-003"
-    assert list(read_table(directory / "text")) == sorted(read_table(directory / "text"))
-
-    rewrite(directory / "text", lambda lines: lines + lines[:1])
-    assert "appears twice" in one_line_error(run_module("espnet_lmu.data.kaldi_dir", directory))
+def test_tables_of_an_earlier_run_do_not_stay(data_set):
+    directory = data_set("train", 2)
+    tables = read_data_dir(directory)
+    write_table(directory / "segments", {"spk0-000": "spk0-000 0 1"})
+    write_table(directory / "utt2speed", {"spk0-000": "1"})
+    write_data_dir(directory, tables)
+    assert read_data_dir(directory) == tables

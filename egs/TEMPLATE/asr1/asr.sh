@@ -27,7 +27,7 @@ stage=1                   # First stage to run.
 stop_stage=15             # Last stage to run.
 ngpu=0                    # Number of GPUs to train on, of each machine; decoding then uses one (0: CPU).
 num_nodes=1               # Number of machines to train on; egs/TRAINING.md shows how to start them.
-nj=2                      # Number of processes (with --cmd slurm: jobs) that prepare data.
+nj=$(nproc)                # Number of processes (with --cmd slurm: jobs) that prepare data.
 train_nj=2                # Number of processes that train together on each machine's CPU (with --ngpu 0).
 cmd=local                 # Where stages run: local (this machine) or slurm.
 slurm_config=             # Settings of Slurm jobs: partition, time, memory, ... (YAML; default: conf/slurm.yaml).
@@ -35,6 +35,7 @@ python=python3            # Python interpreter with ESPnet installed.
 dumpdir=dump              # Directory of formatted audio and features.
 expdir=exp                # Directory of experiments.
 local_data_opts=          # Options for local/data.sh (stage 1).
+check_policy=             # What is done about faulty data, e.g. "silent=stop clipped=drop" (egs/README.md has all).
 speed_perturb_factors=    # Speeds of the training audio, e.g. "0.9 1.0 1.1" (stage 2).
 feats_type=raw            # raw (FLAC, features on the fly) or fbank (stored log-mel filterbanks).
 fs=16k                    # Sampling rate.
@@ -167,6 +168,13 @@ fi
 # Where and how stages that split their work run it.
 parallel_args=(--cmd "${cmd}" --slurm_config "${slurm_config}")
 
+# Stages 1 and 5: what is wrong with the data. Nothing is dropped from test sets unless check_policy says so.
+check_data() {
+    "${python}" -m espnet_lmu.data.check "${parallel_args[@]}" --nj "${nj}" --check_policy "${check_policy}" \
+        --fs "${fs}" --feats_type "${feats_type}" --token_type "${token_type}" --token_listdir "${token_listdir}" \
+        ${asr_config:+--asr_config "${asr_config}"} "$@"
+}
+
 runs() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]; }
 
 if runs 1; then
@@ -175,9 +183,9 @@ if runs 1; then
     # shellcheck disable=SC2086
     python=${python} train_set=${original_train_set} valid_set=${valid_set} test_sets=${test_sets} \
         local/data.sh ${local_data_opts}
-    for dset in "${original_train_set}" "${valid_set}" ${pure_test_sets}; do
-        "${python}" -m espnet_lmu.data.kaldi_dir "data/${dset}"
-    done
+    check_data "data/${original_train_set}" "data/${valid_set}"
+    # shellcheck disable=SC2046,SC2086
+    [ -z "${pure_test_sets}" ] || check_data --test $(printf 'data/%s ' ${pure_test_sets})
 fi
 
 if runs 2 && [ -n "${speed_perturb_factors}" ]; then
@@ -189,7 +197,8 @@ fi
 if runs 3; then
     log "Stage 3: ${feats_type} at ${fs}: data -> ${data_feats}"
     format() {
-        "${python}" -m espnet_lmu.data.format --feats_type "${feats_type}" --fs "${fs}" --nj "${nj}" "data/$1" "$2/$1"
+        "${python}" -m espnet_lmu.data.format "${parallel_args[@]}" --nj "${nj}" --feats_type "${feats_type}" \
+            --fs "${fs}" "data/$1" "$2/$1"
     }
     for dset in "${train_set}" "${valid_set}"; do format "${dset}" "${data_feats}/org"; done
     for dset in ${pure_test_sets}; do format "${dset}" "${data_feats}"; done
@@ -211,6 +220,9 @@ if runs 5; then
     log "Stage 5: token list: ${token_list}"
     "${python}" -m espnet_lmu.tokens --token_type "${token_type}" --nbpe "${nbpe}" --bpemode "${bpemode}" \
         "${data_feats}/${train_set}/text" "${token_listdir}"
+    check_data --formatted "${data_feats}/${train_set}" "${data_feats}/${valid_set}"
+    # shellcheck disable=SC2046,SC2086
+    [ -z "${pure_test_sets}" ] || check_data --formatted --test $(printf "${data_feats}/%s " ${pure_test_sets})
 fi
 
 # What asr_train needs to know of the data, in stages 10 and 11.
