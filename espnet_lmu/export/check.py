@@ -35,11 +35,7 @@ def check_difference(name: str, expected: list[np.ndarray], found: list[np.ndarr
 
 @dataclass
 class Utterance:
-    """What an utterance is given to a file as: features (T, F), samples (S,) at the model's rate where there is audio.
-
-    Attributes:
-        seconds: duration, of the features where there is no audio.
-    """
+    """Features (T, F), samples (S,) at the model's rate where there is audio, and the reference text."""
 
     features: np.ndarray
     samples: np.ndarray | None
@@ -95,30 +91,25 @@ class Candidate:
     texts: dict[str, str] = field(default_factory=dict)
 
 
-HEADER = "|model|size (MB)|ms per utterance|WER (%)|texts unlike PyTorch's|\n|---|---|---|---|---|"
+HEADER = "|model|size (MB)|CPU ms per utterance|WER (%)|texts unlike PyTorch's|\n|---|---|---|---|---|"
 
 
-def compare(utterances: dict[str, Utterance], decoder: GreedyDecoder, candidates: list[Candidate]) -> list[str]:
-    """Decode every utterance alone with each candidate in turn, on one thread.
-
-    Returns: rows of a table below `HEADER`; the first candidate is PyTorch.
-    """
+def compare(utterances: dict[str, Utterance], decoder: GreedyDecoder, candidates: list[Candidate]) -> None:
+    """Decode every utterance alone with each candidate in turn, and note texts and times."""
     import torch
 
     for key, utterance in utterances.items():
         for candidate in candidates:
-            start = time.perf_counter()
+            start = time.thread_time()
             log_probs = candidate.run(utterance)
-            candidate.seconds += time.perf_counter() - start
+            candidate.seconds += time.thread_time() - start
             ids, _ = best_path(torch.from_numpy(log_probs)[None], torch.tensor([len(log_probs)]))[0]
             candidate.texts[key] = decoder.text([token for token in ids if token != decoder.sos_eos])
-    references = {key: utterance.text for key, utterance in utterances.items()}
-    rows = []
-    for candidate in candidates:
-        total, _ = score(references, candidate.texts, split_words)
-        unlike = sum(candidate.texts[key] != candidates[0].texts[key] for key in utterances)
-        rows.append(
-            f"|{candidate.name}|{candidate.size / 2**20:.2f}|{1000 * candidate.seconds / len(utterances):.1f}|"
-            f"{total.rate:.1f}|{unlike} of {len(utterances)}|"
-        )
-    return rows
+
+
+def row(candidate: Candidate, pytorch: Candidate, utterances: dict[str, Utterance]) -> str:
+    """A line below `HEADER`."""
+    total, _ = score({key: utterance.text for key, utterance in utterances.items()}, candidate.texts, split_words)
+    unlike = sum(candidate.texts[key] != pytorch.texts[key] for key in utterances)
+    duration = f"{1000 * candidate.seconds / len(utterances):.1f}" if candidate.seconds else ""
+    return f"|{candidate.name}|{candidate.size / 2**20:.2f}|{duration}|{total.rate:.1f}|{unlike} of {len(utterances)}|"
