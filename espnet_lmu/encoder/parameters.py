@@ -14,8 +14,19 @@ _MB, _GB = 2**20, 2**30
 DEFAULT_FEATURES = 80
 
 
-def build_encoder(config: Path) -> tuple[nn.Module, dict]:
-    """The encoder of an ESPnet training configuration, on the meta device (no memory, no weights), and the YAML.
+def published_configurations() -> list[Path]:
+    """The training configurations of the three published sizes, the smallest first; none in an installed package."""
+    folder = Path(__file__).resolve().parents[2] / "conf"
+    paths = [folder / f"train_asr_lmu_{size}.yaml" for size in ("demo", "base", "large")]
+    return [path for path in paths if path.exists()]
+
+
+def build_encoder(config: Path, device: str | torch.device = "meta") -> tuple[nn.Module, dict]:
+    """The encoder of an ESPnet training configuration, and the YAML.
+
+    Args:
+        config: ESPnet training configuration.
+        device: where its weights are; on the meta device it has none, and takes no memory.
 
     Raises:
         UserError: the file is missing or not YAML, is not for `encoder: lmu`, or has an option that cannot work.
@@ -34,7 +45,7 @@ def build_encoder(config: Path) -> tuple[nn.Module, dict]:
     from espnet_lmu.encoder.lmu_encoder import LMUEncoder
 
     try:
-        with torch.device("meta"):
+        with torch.device(device):
             return LMUEncoder(input_size, **(settings.get("encoder_conf") or {})), settings
     except (TypeError, ValueError) as error:
         message = str(error).replace("LMUEncoder.__init__() ", "").replace("keyword argument", "option")

@@ -38,7 +38,12 @@ def check_streamable(encoder: nn.Module) -> None:
 
 
 def stream(
-    encoder: nn.Module, x: Tensor, state: EncoderState | None, is_final: bool, ctc: nn.Module | None = None
+    encoder: nn.Module,
+    x: Tensor,
+    state: EncoderState | None,
+    is_final: bool,
+    ctc: nn.Module | None = None,
+    chunk: int | None = None,
 ) -> tuple[Tensor, EncoderState | None]:
     """Encode the next frames of a batch of recordings.
 
@@ -48,6 +53,7 @@ def stream(
         state: what the call before returned, None at the start.
         is_final: whether the recordings end with `x`.
         ctc: ESPnet's CTC module, for self-conditioned CTC.
+        chunk: frames of a chunk of the self-attention, the same in all calls; None for the encoder's.
 
     Returns:
         the outputs that became certain, (B, T', D): all in a row are those of the whole recordings; the state,
@@ -65,7 +71,10 @@ def stream(
         )
     new, input_state = stream_input(encoder.embed, x, state.input, is_final)
     pending = torch.cat([state.pending, new], dim=1)
-    chunk = 1 if encoder.layers[0].attention is None else encoder.attention_chunk
+    if encoder.layers[0].attention is None:
+        chunk = 1
+    elif chunk is None:
+        chunk = encoder.attention_chunk
     frames = pending.size(1) if is_final else pending.size(1) // chunk * chunk
     x, pending = pending[:, :frames], pending[:, frames:].clone()
     layer_states = state.layers
