@@ -35,6 +35,7 @@ class Comparison(NamedTuple):
     operations: dict[str, int]  # floating-point operations of matrix products, by name; may lack some
     peak_bytes: dict[str, int]  # memory taken at most, by name; may be empty
     notes: tuple[str, ...] = ()
+    audio_seconds: dict[str, float] = {}  # of speech that a call works on, by name; may be empty
 
 
 class Settings(NamedTuple):
@@ -198,6 +199,53 @@ def checkpointing(settings: Settings) -> Iterator[Comparison]:
     yield Comparison(title, "all activations kept", timings, {}, peaks)
 
 
+_LIBRISPEECH_FRAMES = 1230  # of 10 ms: the mean of LibriSpeech's 281,241 training utterances
+_CHARACTERS_PER_FRAME = 0.14
+_CHARACTERS = 29  # tokens of CTC, blank included
+
+
+def training(settings: Settings) -> Iterator[Comparison]:
+    """A training step of the published configurations: encoder, CTC loss, gradients and AdamW, in their batches."""
+    from espnet_lmu.encoder.parameters import build_encoder, published_configurations
+
+    device = settings.device
+    timings, peaks, seconds, notes = {}, {}, {}, []
+    for path in published_configurations():
+        torch.manual_seed(1)
+        encoder, config = build_encoder(path, device)
+        output = nn.Linear(encoder.output_size(), _CHARACTERS, device=device)
+        parameters = [*encoder.train().parameters(), *output.parameters()]
+        optimizer = torch.optim.AdamW(parameters, **config["optim_conf"])
+        frames = 200 if settings.quick else _LIBRISPEECH_FRAMES
+        batch = config["batch_bins"] // (frames * MEL_BINS)
+        if device.type == "cpu":
+            batch = min(batch, 2 if settings.quick else 4)  # hundreds of seconds would take minutes a step
+        x, lengths = torch.randn(batch, frames, MEL_BINS, device=device), torch.full((batch,), frames, device=device)
+        characters = round(_CHARACTERS_PER_FRAME * frames)
+        text = torch.randint(1, _CHARACTERS, (batch, characters), device=device)
+        text_lengths = torch.full_like(lengths, characters)
+
+        def step(
+            encoder=encoder, output=output, optimizer=optimizer, x=x, lengths=lengths, text=text, sizes=text_lengths
+        ) -> None:
+            optimizer.zero_grad(set_to_none=True)
+            with _half_precision(x.device):
+                scores = output(encoder(x, lengths)[0])
+            log_probabilities = scores.float().log_softmax(-1).transpose(0, 1)
+            nn.functional.ctc_loss(log_probabilities, text, lengths, sizes).backward()
+            optimizer.step()
+
+        before = _restart_peak(device)
+        name = path.stem
+        timings |= time_in_turns({name: step}, device, settings.seconds / 3)
+        peaks[name] = _peak(device) - before
+        seconds[name] = batch * frames / 100
+        notes.append(f"{name}: B={batch}, {frames} frames, {seconds[name]:g} s of audio a step")
+    if timings:
+        title = "training step of the published configurations"
+        yield Comparison(title, next(iter(timings)), timings, {}, peaks, tuple(notes), seconds)
+
+
 _CONTEXT = (64, 16)  # frames of 40 ms: 2.56 s before a chunk of 0.64 s
 
 
@@ -313,6 +361,7 @@ CASES: dict[str, Callable[[Settings], Iterator[Comparison]]] = {
     "encoders": encoders,
     "attention": attention,
     "checkpointing": checkpointing,
+    "training": training,
     "length": length,
     "decoding": decoding,
     "command_line": command_line,

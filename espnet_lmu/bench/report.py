@@ -35,6 +35,7 @@ def as_dictionary(comparison: Comparison, speed: float) -> dict:
                 "operations": comparison.operations.get(name),
                 "floor": comparison.operations[name] / speed if name in comparison.operations else None,
                 "peak_bytes": comparison.peak_bytes.get(name),
+                "audio_seconds": comparison.audio_seconds.get(name),
             }
             for name, timing in comparison.timings.items()
         ],

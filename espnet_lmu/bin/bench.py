@@ -8,7 +8,7 @@ from pathlib import Path
 
 from espnet_lmu.errors import UserError
 
-CASES = ("layers", "busy", "encoders", "attention", "checkpointing", "length", "decoding", "command_line")
+CASES = ("layers", "busy", "encoders", "attention", "checkpointing", "training", "length", "decoding", "command_line")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from espnet_lmu.errors import UserError
 COMMANDS = {
     "bench": ("espnet_lmu.bin.bench", "speed of the LMU and its encoder against LSTM, Conformer and others"),
     "export": ("espnet_lmu.bin.export", "a trained model as ONNX or TorchScript files, for whole audio or streaming"),
+    "cost": ("espnet_lmu.bin.cost", "hours, GPUs and storage of training on LibriSpeech 960"),
     "params": ("espnet_lmu.bin.params", "parameter table, size and training memory of a training configuration"),
     "report": ("espnet_lmu.bin.report", "RESULTS.md and an HTML page of an experiment's results, made anew"),
     "score": ("espnet_lmu.bin.score", "WER, CER and TER of a hypothesis file against a reference"),

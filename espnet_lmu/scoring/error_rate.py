@@ -73,7 +73,8 @@ class ErrorRate:
         """The counts behind the percentages, in words; `units` says of what."""
         return (
             f"{self.errors} errors in {self.units} {units}: {self.substitutions} substitutions, "
-            f"{self.deletions} deletions, {self.insertions} insertions; {self.wrong_sentences} of {self.sentences} sentences wrong"
+            f"{self.deletions} deletions, {self.insertions} insertions; "
+            f"{self.wrong_sentences} of {self.sentences} sentences wrong"
         )
 
 
