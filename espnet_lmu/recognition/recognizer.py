@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from espnet_lmu.data.audio import audio_length, read_audio, resample
+from espnet_lmu.data.format import FRAME_SHIFT_MS, MEL_BINS, fbank
 from espnet_lmu.decoding.greedy import GreedyDecoder
 from espnet_lmu.errors import UserError
 from espnet_lmu.recognition.model_files import open_model
@@ -97,14 +98,10 @@ class Recognizer:
         samples = resample(samples, rate, self.rate)
         if self.decoder.input_size is None:
             return samples
-        from espnet_lmu.data.format import fbank
-
         return fbank(samples, self.rate)
 
     def _find_frame_shift(self) -> float:
         """Seconds from one encoder frame to the next: the features' shift times the subsampling, a whole number."""
-        from espnet_lmu.data.format import FRAME_SHIFT_MS
-
         silence = np.zeros(8 * self.rate, dtype=np.float32)
         frames = len(self.decoder.log_posteriors([self._input(silence, self.rate)])[0])
         if self.decoder.input_size is None:
@@ -264,10 +261,12 @@ def load_model(model: str | Path, device: str = "cpu") -> Recognizer:
     """
     files = open_model(model)
     decoder = GreedyDecoder(files.config_file, files.model_file, device)
+    if decoder.input_size not in (None, MEL_BINS):
+        raise UserError(f"{model}: takes {decoder.input_size} features a frame, which are not those of stage 3")
 
     def stream():
         from espnet_lmu.streaming import StreamingRecognizer
 
-        return StreamingRecognizer(files.config_file, files.model_file, device)
+        return StreamingRecognizer(files.config_file, files.model_file, device, fs=files.rate)
 
     return Recognizer(decoder, files.rate or decoder.fs, stream)

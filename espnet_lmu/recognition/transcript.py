@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from espnet_lmu.decoding.greedy import BLANK
+from espnet_lmu.tokens import SPACE
 
 _SAME_TIME = 0.3  # seconds between the places at which two windows may see one token
 
@@ -71,29 +72,56 @@ def greedy_tokens(log_probs, frame_shift: float, ignored: int, start: float = 0.
     ]
 
 
+def _same_tokens(left: list[Token], right: list[Token]) -> list[tuple[int, int]]:
+    """Indices of tokens that two windows both have, at about the same time: the best alignment of the two."""
+    # gains[i][j]: of aligning left[i:] with right[j:]; a pair gains the more, the closer in time it is
+    gains = [[0.0] * (len(right) + 1) for _ in range(len(left) + 1)]
+    pair_gains: dict[tuple[int, int], float] = {}
+    for i in reversed(range(len(left))):
+        for j in reversed(range(len(right))):
+            gains[i][j] = max(gains[i + 1][j], gains[i][j + 1])
+            apart = abs(left[i].start - right[j].start)
+            if left[i].id == right[j].id and apart < _SAME_TIME:
+                pair_gains[i, j] = 1 - apart / _SAME_TIME + gains[i + 1][j + 1]
+                gains[i][j] = max(gains[i][j], pair_gains[i, j])
+    pairs, i, j = [], 0, 0
+    while i < len(left) and j < len(right):
+        if pair_gains.get((i, j)) == gains[i][j]:
+            pairs.append((i, j))
+            i, j = i + 1, j + 1
+        elif gains[i + 1][j] == gains[i][j]:
+            i += 1
+        else:
+            j += 1
+    return pairs
+
+
 def append_window(tokens: list[Token], window: list[Token], begin: float, end: float) -> None:
     """Continue the tokens of a recording with those of its next window, which overlaps them from `begin` to `end`.
 
-    Near its border a window lacks context, so the cut is made as far from both borders as possible: after the token
-    nearest to the middle on which both agree, best one with an agreeing neighbour. Where they agree on none, it is
-    the middle.
+    Near its border a window lacks context, so the cut is made in the middle of the overlap, or at the place next to
+    it that has no token nearby which only one of the windows has.
     """
+    start = attrgetter("start")
+    first = bisect_left(tokens, begin - _SAME_TIME, key=start)
+    left, right = tokens[first:], window[: bisect_left(window, end + _SAME_TIME, key=start)]
+    pairs = _same_tokens(left, right)
+    # What both have is on one side of the cut, even if they see it at different times.
+    left_times, right_times = ([token.start for token in side] for side in (left, right))
+    for i, j in pairs:
+        left_times[i] = right_times[j] = (left_times[i] + right_times[j]) / 2
+    disputed = [left_times[i] for i in set(range(len(left))) - {i for i, _ in pairs}]
+    disputed += [right_times[j] for j in set(range(len(right))) - {j for _, j in pairs}]
     middle = (begin + end) / 2
-    pairs: list[tuple[int, int]] = []
-    for i in range(bisect_left(tokens, begin - _SAME_TIME, key=attrgetter("start")), len(tokens)):
-        for j in range(pairs[-1][1] + 1 if pairs else 0, len(window)):
-            if window[j].start > tokens[i].start + _SAME_TIME:
-                break
-            if window[j].id == tokens[i].id and window[j].start >= tokens[i].start - _SAME_TIME:
-                pairs.append((i, j))
-                break
-    if pairs:
-        known = set(pairs)
-        sure = [(i, j) for i, j in pairs if (i - 1, j - 1) in known or (i + 1, j + 1) in known]
-        i, j = min(sure or pairs, key=lambda pair: abs(tokens[pair[0]].start - middle))
-        keep, skip = i + 1, j + 1
-    else:
-        keep, skip = (bisect_left(sequence, middle, key=attrgetter("start")) for sequence in (tokens, window))
+    places = [middle, *(time - _SAME_TIME for time in disputed), *(time + _SAME_TIME for time in disputed)]
+    clear = [
+        place
+        for place in places
+        if begin <= place <= end and all(abs(place - time) >= _SAME_TIME - 1e-6 for time in disputed)
+    ]
+    cut = min(clear, key=lambda place: abs(place - middle), default=middle)
+    keep = first + sum(time < cut for time in left_times)
+    skip = sum(time < cut for time in right_times)
     tokens[keep:] = window[skip:]
 
 
@@ -102,16 +130,16 @@ def group_words(tokens: list[Token], token_list: list[str], spell: Callable[[lis
 
     Args:
         tokens: the sequence.
-        token_list: the model's tokens; "▁" opens the first piece of a word, "<space>" stands between words.
+        token_list: the model's tokens; "▁" opens the first piece of a word, `SPACE` stands between words.
         spell: text of token ids.
     """
     pieces = any(token.startswith("▁") for token in token_list)
-    spaces = "<space>" in token_list
+    spaces = SPACE in token_list
     groups: list[list[Token]] = []
     opened = False  # whether the next token belongs to the last group
     for token in tokens:
         symbol = token_list[token.id]
-        if symbol == "<space>":
+        if symbol == SPACE:
             opened = False
             continue
         if opened and not (pieces and symbol.startswith("▁")):

@@ -1,0 +1,69 @@
+"""Transcripts as text, JSON, subtitles and CTM, and which file each recording goes to."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from espnet_lmu.errors import UserError
+from espnet_lmu.recognition.formats import render
+from espnet_lmu.recognition.recordings import find_recordings, output_files
+from espnet_lmu.recognition.transcript import Transcript, Word
+
+TRANSCRIPT = Transcript(
+    "A <B> C", [Word("A", 0.04, 0.08, 0.5), Word("<B>", 0.6, 0.68, 1.0), Word("C", 3661.2, 3661.28, 1)], 3700
+)
+
+
+def test_formats():
+    assert render("x", TRANSCRIPT, "text") == "A <B> C\n"
+    srt = "1\n00:00:00,040 --> 00:00:01,040\nA <B>\n\n2\n01:01:01,200 --> 01:01:02,200\nC\n\n"
+    assert render("x", TRANSCRIPT, "srt") == srt
+    vtt = "WEBVTT\n\n00:00:00.040 --> 00:00:01.040\nA &lt;B&gt;\n\n01:01:01.200 --> 01:01:02.200\nC\n\n"
+    assert render("x", TRANSCRIPT, "vtt") == vtt
+    ctm = "a_b 1 0.040 0.040 A 0.500\na_b 1 0.600 0.080 <B> 1.000\na_b 1 3661.200 0.080 C 1.000\n"
+    assert render("a b", TRANSCRIPT, "ctm") == ctm
+    content = json.loads(render("x", TRANSCRIPT, "json"))
+    assert content["id"] == "x" and content["duration"] == 3700 and content["text"] == "A <B> C"
+    assert content["words"][0] == {"text": "A", "start": 0.04, "end": 0.08, "confidence": 0.5}
+
+
+def test_subtitles_are_short_and_do_not_overlap():
+    words = [Word("WORD" * (1 + i % 4), 0.3 * i, 0.3 * i + 0.2, 1.0) for i in range(200)]
+    cues = render("x", Transcript(" ".join(w.text for w in words), words, 60), "vtt").split("\n\n")[1:-1]
+    spoken, last_end = [], "00:00:00.000"
+    for cue in cues:
+        times, *lines = cue.split("\n")
+        start, end = times.split(" --> ")
+        assert last_end <= start < end
+        last_end = end
+        assert len(lines) <= 2 and max(map(len, lines)) <= 60
+        spoken += " ".join(lines).split()
+    assert spoken == [word.text for word in words]
+
+
+def test_files_folders_and_tables_are_found(tmp_path):
+    for name in ("d/a.wav", "d/sub/b.FLAC", "d/notes.txt", "c.weird"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "wav.scp").write_text("u2 x.wav\nu1 y.wav\n")
+    found = find_recordings([f"{tmp_path}/d", f"{tmp_path}/c.weird", f"{tmp_path}/wav.scp"])
+    assert found == {
+        "a.wav": f"{tmp_path}/d/a.wav",
+        "sub/b.FLAC": f"{tmp_path}/d/sub/b.FLAC",
+        f"{tmp_path}/c.weird": f"{tmp_path}/c.weird",
+        "u2": "x.wav",
+        "u1": "y.wav",
+    }
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no audio files"):
+        find_recordings([f"{tmp_path}/empty"])
+    with pytest.raises(UserError, match="a.wav: given twice"):
+        find_recordings([f"{tmp_path}/d", f"{tmp_path}/d"])
+
+
+def test_outputs_stay_in_their_directory_and_apart():
+    files = output_files(["sub/b.flac", "/x/y/a.wav", "../c.mp3", "id.1"], Path("out"), ".srt")
+    assert list(map(str, files.values())) == ["out/sub/b.srt", "out/a.srt", "out/c.srt", "out/id.1.srt"]
+    with pytest.raises(UserError, match="/x/a.wav and /y/a.wav would both be written to out/a.txt"):
+        output_files(["/x/a.wav", "/y/a.wav"], Path("out"), ".txt")
