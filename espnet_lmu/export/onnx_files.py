@@ -68,10 +68,43 @@ def write_onnx(
             dynamic_axes=dynamic,
         )
     model = onnx.load(path)
+    _collect_in_loops(model.graph)
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=str(value))
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
+
+
+def _collect_in_loops(graph) -> None:
+    """Let loops collect what they make in each round themselves, in place of a list that they carry and append to.
+
+    The exporter's list is copied in each round: for ten minutes of audio that takes five times as long as all else.
+    """
+    from onnx import helper
+
+    makers = {name: node for node in graph.node for name in node.output}
+    stacks = {node.input[0]: node for node in graph.node if node.op_type == "ConcatFromSequence"}
+    for loop in [node for node in graph.node if node.op_type == "Loop"]:
+        body = loop.attribute[0].g
+        insert = next(node for node in body.node if node.op_type == "SequenceInsert")
+        position = [value.name for value in body.output].index(insert.output[0])
+        # A body has inputs (round, condition, carried ...) and outputs (condition, carried ..., collected ...).
+        stack, empty = stacks[loop.output[position - 1]], makers[loop.input[position + 1]]
+        body.node.remove(insert)
+        body.node.append(helper.make_node("Identity", [insert.input[1]], [insert.output[0]]))
+        element = body.output[position].type.sequence_type.elem_type.tensor_type
+        collected = helper.make_tensor_value_info(insert.output[0], element.elem_type, None)
+        for values, index in (
+            (body.input, position + 1),
+            (body.output, position),
+            (loop.input, position + 1),
+            (loop.output, position - 1),
+        ):
+            del values[index]
+        body.output.append(collected)
+        loop.output.append(stack.output[0])
+        graph.node.remove(stack)
+        graph.node.remove(empty)
 
 
 def quantize(source: Path, target: Path, graph: nn.Module) -> None:
