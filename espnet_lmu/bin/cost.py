@@ -19,11 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--throughput",
         type=float,
-        nargs="+",
+        action="append",
         metavar="X",
-        help="seconds of audio that a GPU trains on in a second, for each CONFIG (RESULTS.md of a training tells it)",
+        help="seconds of audio that a GPU trains on in a second (RESULTS.md tells it); given again for each CONFIG",
     )
-    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8], metavar="N", help="numbers of GPUs (1 8)")
+    parser.add_argument("--gpus", type=int, action="append", metavar="N", help="GPUs; may be given again (1 and 8)")
     parser.add_argument(
         "--speed_perturb_factors", default="0.9 1.0 1.1", metavar="FACTORS", help="as the recipe's (%(default)s)"
     )
@@ -36,8 +36,9 @@ def run(args: argparse.Namespace) -> None:
     from espnet_lmu.report.cost import Throughput, format_costs, read_bench
 
     factors = parse_factors(args.speed_perturb_factors)
-    if min(args.gpus) < 1:
-        raise UserError(f"--gpus {min(args.gpus)}: give at least 1")
+    gpus = args.gpus or [1, 8]
+    if min(gpus) < 1:
+        raise UserError(f"--gpus {min(gpus)}: give at least 1")
     configs = args.configs or published_configurations()
     if not configs:
         raise UserError("give training configurations: this installation has not the published ones")
@@ -50,8 +51,8 @@ def run(args: argparse.Namespace) -> None:
     else:
         if len(args.throughput) != len(configs):
             names = ", ".join(config.stem for config in configs)
-            raise UserError(f"--throughput: {len(args.throughput)} values; give one for each of {names}")
+            raise UserError(f"--throughput: given {len(args.throughput)} times; give one for each of {names}")
         if min(args.throughput) <= 0:
             raise UserError(f"--throughput {min(args.throughput):g}: give more than 0")
         throughputs = [Throughput(speed, "as given") for speed in args.throughput]
-    print(format_costs(configs, throughputs, args.gpus, factors, args.vocab_size))
+    print(format_costs(configs, throughputs, gpus, factors, args.vocab_size))

@@ -58,7 +58,7 @@ def facts(experiment: Experiment) -> dict[str, str]:
     if history and history.epochs:
         found["training"] = f"{len(history.epochs)} epochs in {duration(history.seconds)}"
         if speed := training_speed(experiment):
-            found["speed"] = f"{speed:,.0f} s of audio per second of training"
+            found["speed"] = f"{speed:,.1f} s of audio per second of training"
     if "version" in config:
         found["ESPnet"] = str(config["version"])
     return found
