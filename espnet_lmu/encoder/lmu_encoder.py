@@ -70,7 +70,8 @@ class LMUEncoder(AbsEncoder):
         attention_context: [left, chunk] in frames after the input layer limits the self-attention of a frame to its
             own chunk of the sequence and `left` frames before the chunk; None for all frames. With several sizes,
             [left, [chunk, ...]], each training step draws one (Zhang et al. 2020, "U2") and the model can then be
-            used with any of them: see `attention_chunk`.
+            used with any of them: whole recordings take the largest, streaming takes the smallest. The attributes
+            `attention_chunk` and `streaming_chunk` can be set to others.
         linear_units: hidden units of the position-wise feed-forward module at the end of each layer (and of the
             first one of a macaron); 0 for none.
         dropout_rate: dropout of each branch of a layer and of the input.
@@ -80,7 +81,8 @@ class LMUEncoder(AbsEncoder):
         gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
         interctc_layer_idx: layers (from 1) whose output is returned for intermediate CTC.
         interctc_use_conditioning: add the intermediate CTC posteriors to the layer's output (self-conditioned CTC).
-        block_size, hop_size, look_ahead: not used; ESPnet's asr_inference_streaming wants them in the configuration.
+        block_size: `streaming_chunk` in frames; None for the smallest chunk of `attention_context`.
+        hop_size, look_ahead: not used. ESPnet's asr_inference_streaming wants these three in the configuration.
 
     Without `bidirectional`, and with `attention_context` or without attention, the encoder streams: see `forward`.
 
@@ -173,8 +175,9 @@ class LMUEncoder(AbsEncoder):
         self.interctc_use_conditioning = interctc_use_conditioning
         self.conditioning_layer: nn.Module | None = None
         self.chunks = tuple(chunks)
-        # Frames of a chunk of the self-attention outside training, None without limit; it may be set to another size.
+        # Frames of a chunk of the self-attention, outside training; None without attention_context.
         self.attention_chunk: int | None = max(chunks, default=None)
+        self.streaming_chunk: int | None = block_size or min(chunks, default=None)
         self.embed = build_input_layer(input_layer, input_size, output_size)
         self.dropout = Dropout(dropout_rate)
         self.layers = nn.ModuleList(

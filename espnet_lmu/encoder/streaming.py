@@ -53,7 +53,8 @@ def stream(
         state: what the call before returned, None at the start.
         is_final: whether the recordings end with `x`.
         ctc: ESPnet's CTC module, for self-conditioned CTC.
-        chunk: frames of a chunk of the self-attention, the same in all calls; None for the encoder's.
+        chunk: frames of a chunk of the self-attention, the same in all calls; None for the encoder's
+            `streaming_chunk`.
 
     Returns:
         the outputs that became certain, (B, T', D): all in a row are those of the whole recordings; the state,
@@ -74,7 +75,7 @@ def stream(
     if encoder.layers[0].attention is None:
         chunk = 1
     elif chunk is None:
-        chunk = encoder.attention_chunk
+        chunk = encoder.streaming_chunk
     frames = pending.size(1) if is_final else pending.size(1) // chunk * chunk
     x, pending = pending[:, :frames], pending[:, frames:].clone()
     layer_states = state.layers

@@ -88,12 +88,15 @@ class StreamingRecognizer:
         model_file: weights, e.g. ``valid.cer_ctc.ave.pth``.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         chunk_seconds: audio after which the text goes on, a multiple of the encoder's frame (the nearest one is
-            taken); None for the model's own. A model without attention gives text with each frame.
+            taken); None for the shortest that the model was trained with. A model without attention gives text with
+            each frame.
         fs: sampling rate in Hz of a model of stored features, whose configuration does not say it.
 
     Attributes:
         fs: sampling rate in Hz of the samples to `accept`.
         chunk: encoder frames that are recognized at once.
+        chunk_seconds: the same in seconds.
+        frames: encoder frames recognized so far.
         latency: seconds from a sound until the text can have it (algorithmic latency): at most so long must the model
             wait for audio. What the computation takes comes on top.
 
@@ -144,12 +147,13 @@ class StreamingRecognizer:
         if encoder.layers[0].attention is None:
             self.chunk = 1
         elif chunk_seconds is None:
-            self.chunk = encoder.attention_chunk
+            self.chunk = encoder.streaming_chunk
         elif chunk_seconds > 0:
             self.chunk = max(1, round(min(chunk_seconds, 1e6) / frame))
         else:
             raise UserError(f"a chunk of {chunk_seconds:g} s: give more than 0")
         self._chunk_samples = self.chunk * embed.factor * hop
+        self.chunk_seconds = self._chunk_samples / self.fs
         last_frame = (self.chunk - 1) * embed.factor + embed.look_ahead
         self._first_samples = last_frame * hop + self._features.ahead
         self.latency = self._first_samples / self.fs
@@ -162,6 +166,7 @@ class StreamingRecognizer:
         self._samples = 0
         self._enough = self._first_samples
         self._text = GreedyText(self._decoder)
+        self.frames = 0
         self._finished = False
 
     def accept(self, samples: np.ndarray) -> Partial:
@@ -203,6 +208,7 @@ class StreamingRecognizer:
         if model.normalize is not None and features.size(1):
             features, _ = model.normalize(features, torch.tensor([features.size(1)], device=device))
         encoded, self._state = stream(model.encoder, features, self._state, is_final, model.ctc, self.chunk)
+        self.frames += encoded.size(1)
         self._text.accept(model.ctc.argmax(encoded)[0].tolist())
 
     def _partial(self) -> Partial:

@@ -30,6 +30,7 @@ VARIANTS = {
     "nothing but the chunk": {"attention_context": [0, 7]},
     "more left than chunk": {"attention_context": [50, 3], "linear_units": 24},
     "several chunk sizes": {"attention_context": [8, [2, 16, 8]]},
+    "chosen chunk size": {"attention_context": [8, [2, 16, 8]], "block_size": 5},
     "no attention": {"use_attention": False, "input_layer": "dw_striding8"},
 }
 
@@ -65,6 +66,7 @@ def stream(encoder: LMUEncoder, x: torch.Tensor, sizes: list[int], **options) ->
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
 def test_any_cut_gives_the_output_of_the_whole(options):
     encoder = make_encoder(**options)
+    encoder.attention_chunk = encoder.streaming_chunk
     generator = random.Random(0)
     cuts = [random_pieces(generator.randint(30, 1300), generator) for _ in range(4)]
     for sizes in [*cuts, [1] * 61, [80], [79, 1]]:
@@ -79,7 +81,7 @@ def test_any_cut_gives_the_output_of_the_whole(options):
 @pytest.mark.parametrize("chunk", [1, 5, 300])
 def test_another_chunk_size(chunk):
     encoder = make_encoder(attention_context=[8, [2, 16]])
-    encoder.attention_chunk = chunk
+    encoder.attention_chunk = encoder.streaming_chunk = chunk
     x = torch.randn(1, 200, 20)
     whole, _, _ = encoder(x, torch.tensor([200]))
     torch.testing.assert_close(stream(encoder, x, [3, 50, 147]), whole, rtol=0, atol=1e-5)

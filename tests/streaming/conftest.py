@@ -19,7 +19,7 @@ ENCODER = {
     "attention_context": [12, [4, 8, 2]],
     "input_layer": "dw_striding",
     # what ESPnet's asr_inference_streaming insists on
-    "block_size": 8,
+    "block_size": None,
     "hop_size": 8,
     "look_ahead": 0,
 }
@@ -38,6 +38,7 @@ def write_model(directory: Path, encoder: dict | None = None, **options) -> tupl
         "encoder": "lmu",
         "encoder_conf": {**ENCODER, **(encoder or {})},
         "model_conf": {"ctc_weight": 1.0},
+        "best_model_criterion": [["valid", "loss", "min"]],
         "token_type": "char",
         "token_list": LETTERS,
         "normalize": "global_mvn",
@@ -53,9 +54,9 @@ def write_model(directory: Path, encoder: dict | None = None, **options) -> tupl
     model = ASRTask.build_model(args)
     model.ctc.ctc_lo.weight.data.mul_(4)
     model.ctc.ctc_lo.bias.data[LETTERS.index("<space>")] += 2
-    torch.save(model.state_dict(), directory / "model.pth")
+    torch.save(model.state_dict(), directory / "valid.loss.ave.pth")
     (directory / "config.yaml").write_text(yaml.safe_dump(vars(args)))
-    return directory / "config.yaml", directory / "model.pth"
+    return directory / "config.yaml", directory / "valid.loss.ave.pth"
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ def test_any_cut_gives_the_text_of_the_whole(kind, request):
     model = request.getfixturevalue(kind)
     samples = make_audio(23.7)
     recognizer = StreamingRecognizer(*model)
-    assert (recognizer.fs, recognizer.chunk) == (RATE, 8)
+    assert (recognizer.fs, recognizer.chunk) == (RATE, 2)
     generator = random.Random(0)
     for chunk in (8, 2, 100):
         wanted = offline(model, samples, chunk)
@@ -112,7 +112,7 @@ def test_recordings_of_almost_nothing(kind, length, request):
     recognizer = StreamingRecognizer(*model)
     samples = make_audio(length / RATE)
     recognizer.accept(samples)
-    assert recognizer.finish().text == offline(model, samples, 8)
+    assert recognizer.finish().text == offline(model, samples, 2)
 
 
 def test_models_that_cannot_stream_say_why(tmp_path):

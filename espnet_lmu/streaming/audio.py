@@ -1,0 +1,76 @@
+"""Audio as it comes: a file at the pace of its recording, raw samples on a pipe, a microphone.
+
+Each source is an iterator of blocks (N,) of float32 samples in [-1, 1], mono.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+
+from espnet_lmu.data.audio import read_audio, resample
+from espnet_lmu.errors import UserError
+
+_BLOCK = 0.02  # seconds
+
+
+def file_blocks(path: str, rate: int, fast: bool) -> Iterator[np.ndarray]:
+    """An audio file at `rate` Hz, as if it were spoken now, or (`fast`) without waiting."""
+    samples = resample(*read_audio(path), rate)
+    size = round(_BLOCK * rate)
+    start = time.monotonic()
+    for begin in range(0, len(samples), size):
+        block = samples[begin : begin + size]
+        if not fast:
+            time.sleep(max(0.0, start + (begin + len(block)) / rate - time.monotonic()))
+        yield block
+
+
+def pcm_blocks(stream: BinaryIO, rate: int) -> Iterator[np.ndarray]:
+    """Raw 16-bit little-endian samples of a pipe, as soon as they are there."""
+    most = 2 * round(0.2 * rate)
+    rest = b""
+    while data := stream.read1(most):
+        data = rest + data
+        whole = len(data) // 2 * 2
+        rest = data[whole:]
+        yield np.frombuffer(data[:whole], dtype="<i2").astype(np.float32) / 32768
+
+
+def import_sounddevice():
+    """The module that reads microphones, which is optional.
+
+    Raises:
+        UserError: it, or the PortAudio library that it needs, is missing.
+    """
+    try:
+        import sounddevice
+    except (ImportError, OSError) as error:
+        raise UserError(
+            f"microphone: needs the PortAudio library and pip install 'espnet_lmu[microphone]' ({error})"
+        ) from None
+    return sounddevice
+
+
+def microphone_blocks(rate: int) -> Iterator[np.ndarray]:
+    """The default microphone at `rate` Hz, without an end.
+
+    Raises:
+        UserError: there is none, or it cannot record at this rate.
+    """
+    sounddevice = import_sounddevice()
+    blocks: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
+
+    def take(samples, frames, moment, status) -> None:
+        blocks.put(samples[:, 0].copy())
+
+    try:
+        with sounddevice.InputStream(rate, round(_BLOCK * rate), channels=1, dtype="float32", callback=take):
+            while True:
+                yield blocks.get()
+    except sounddevice.PortAudioError as error:
+        raise UserError(f"microphone: {error}") from None

@@ -1,0 +1,161 @@
+"""`espnet-lmu stream`: sources of audio, what is printed, mistakes."""
+
+import io
+import os
+import pty
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import RATE, make_audio
+
+from espnet_lmu.bin import main
+from espnet_lmu.errors import UserError
+from espnet_lmu.streaming import Partial, StreamingRecognizer
+from espnet_lmu.streaming.audio import file_blocks, import_sounddevice, pcm_blocks
+from espnet_lmu.streaming.session import PlainText, TerminalText, Timing, recognize, summary
+
+
+def test_a_file_comes_at_the_pace_of_its_recording(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    path = str(tmp_path / "a.wav")
+    soundfile.write(path, np.stack([make_audio(1.01)] * 2, axis=1), RATE, subtype="FLOAT")
+    taken = 0
+    for block in file_blocks(path, RATE, fast=False):
+        taken += len(block)
+        assert clock[0] == pytest.approx(100 + taken / RATE)
+    assert taken == round(1.01 * RATE)
+    assert np.array_equal(np.concatenate(list(file_blocks(path, RATE, fast=True))), make_audio(1.01))
+    assert clock[0] == pytest.approx(101.01)
+    # at another rate
+    assert sum(map(len, file_blocks(path, 8000, fast=True))) == round(1.01 * 8000)
+
+
+def test_samples_of_a_pipe_whatever_its_pieces():
+    samples = (make_audio(0.5) * 32767).astype("<i2")
+    data = samples.tobytes()
+
+    class Pipe(io.BytesIO):
+        def read1(self, size: int) -> bytes:
+            return super().read1(min(size, 333))
+
+    blocks = list(pcm_blocks(Pipe(data + b"x"), RATE))
+    assert len(blocks) > 40
+    np.testing.assert_array_equal(np.concatenate(blocks), samples.astype(np.float32) / 32768)
+
+
+PARTIALS = [
+    Partial("TO", "", 0.5),
+    Partial("TO B", "TO", 1.0),
+    Partial("TO BE", "TO", 1.5),
+    Partial("TO BE OR NOT", "TO BE OR", 2.0),
+    Partial("TO BE OR NOT", "TO BE OR NOT", 2.5),
+]
+
+
+def test_lines_for_a_file():
+    stream = io.StringIO()
+    show = PlainText(stream)
+    for partial in PARTIALS:
+        show(partial)
+    show.close()
+    assert stream.getvalue() == "1.00 TO\n2.00 BE OR\n2.50 NOT\n"
+
+
+def screen(output: str, columns: int) -> list[str]:
+    """What a terminal shows after this output."""
+    lines, column = [""], 0
+    output = output.replace("\x1b[2m", "").replace("\x1b[0m", "").replace("\x1b[K", "\x00")
+    for character in output:
+        if character == "\n":
+            lines.append("")
+            column = 0
+        elif character == "\r":
+            column = 0
+        elif character == "\x00":
+            lines[-1] = lines[-1][:column]
+        else:
+            assert column < columns, "the terminal would wrap"
+            lines[-1] = lines[-1][:column] + character + lines[-1][column + 1 :]
+            column += 1
+    return lines
+
+
+@pytest.mark.parametrize(("columns", "wanted"), [(80, ["TO BE OR NOT", ""]), (9, ["TO BE OR", "NOT", ""])])
+def test_a_terminal_shows_the_text_once(columns, wanted, monkeypatch):
+    monkeypatch.setattr(os, "get_terminal_size", lambda fd: os.terminal_size((columns, 24)))
+    stream = io.StringIO()
+    stream.fileno = lambda: 1
+    show = TerminalText(stream)
+    for partial in PARTIALS[:3]:
+        show(partial)
+    assert screen(stream.getvalue(), columns) == ["TO BE"]
+    assert stream.getvalue().endswith("TO\x1b[2m BE\x1b[0m")
+    for partial in PARTIALS[3:]:
+        show(partial)
+    show.close()
+    assert screen(stream.getvalue(), columns) == wanted
+
+
+def test_ctrl_c_ends_the_recording(fbank_model):
+    def blocks():
+        yield make_audio(3)
+        raise KeyboardInterrupt
+
+    recognizer = StreamingRecognizer(*fbank_model)
+    recognizer.accept(make_audio(3))
+    wanted = recognizer.finish()
+    timing, shown = Timing(), []
+    assert recognize(recognizer.another(), blocks(), timing, shown.append) == wanted == shown[-1]
+    assert timing.audio == 3 and len(timing.chunks) == len(shown) - 1
+    assert f"latency: {recognizer.latency:.3f} s at most (chunks of 0.08 s)" in summary(recognizer, timing)
+
+
+def run(*arguments: object) -> int:
+    return main.main(["stream", *map(str, arguments)])
+
+
+def test_file_and_pipe_give_the_same_text(fbank_model, tmp_path, capsys, monkeypatch):
+    samples = (make_audio(5) * 32767).astype("<i2")
+    soundfile.write(tmp_path / "a.flac", samples, RATE)
+    model = fbank_model[0].parent
+    assert run(model, tmp_path / "a.flac", "--fast", "--chunk", 0.64) == 0
+    output = capsys.readouterr()
+    assert "(chunks of 0.64 s)" in output.err and "real-time factor: 0." in output.err
+    words = [line.split(maxsplit=1)[1] for line in output.out.splitlines()]
+    assert len(words) > 2
+    pipe = SimpleNamespace(isatty=lambda: False, buffer=io.BufferedReader(io.BytesIO(samples.tobytes())))
+    monkeypatch.setattr(sys, "stdin", pipe)
+    assert run(model, "-", "--chunk", 0.64) == 0
+    assert [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines()] == words
+
+
+def test_mistakes_are_one_line(fbank_model, tmp_path, capsys, monkeypatch):
+    model = fbank_model[0].parent
+    soundfile.write(tmp_path / "a.wav", make_audio(1), RATE)
+    (tmp_path / "b.wav").write_text("no audio")
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    terminal, _ = pty.openpty()
+    monkeypatch.setattr(sys, "stdin", os.fdopen(terminal))
+    for arguments, message in (
+        ((model, tmp_path / "b.wav"), "b.wav: not readable audio"),
+        ((model, tmp_path / "none.wav"), "none.wav: not readable audio"),
+        ((model, "microphone"), "espnet_lmu[microphone]"),
+        ((model, "-"), "standard input is a terminal"),
+        ((tmp_path / "nowhere", tmp_path / "a.wav"), "nowhere: no such file"),
+        ((model, tmp_path / "a.wav", "--chunk", "-1"), "a chunk of -1 s"),
+    ):
+        assert run(*arguments) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_a_missing_portaudio_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    with pytest.raises(UserError, match="PortAudio"):
+        import_sounddevice()
