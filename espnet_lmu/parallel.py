@@ -12,6 +12,7 @@ import pickle
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -23,7 +24,7 @@ from espnet_lmu.data.files import shorten
 from espnet_lmu.errors import UserError
 
 _ATTEMPTS = 2
-_POLL_SECONDS = 1.0
+_POLL_SECONDS = 5.0  # each time squeue is asked
 
 
 def slurm_settings(config: str | Path, work: str) -> dict[str, str]:
@@ -120,12 +121,28 @@ def _run_locally(pieces: list[_Piece], nj: int, done: Callable[[_Piece], None]) 
             process.join()
 
 
-def _run_all(pieces: list[_Piece]) -> None:
-    for piece in pieces:
-        piece.run()
+def _run_job(prepare: Callable[[], None], pieces: list[_Piece]) -> None:
+    """What one job does; a piece that is killed leaves the others alone."""
+    prepare()
+    _run_locally(pieces, 1, lambda piece: None)
 
 
-def _run_on_slurm(pieces: list[_Piece], nj: int, done: Callable[[_Piece], None], config: Path, folder: Path) -> None:
+def _active_jobs() -> set[str] | None:
+    """The user's jobs that wait or run; None if Slurm does not answer now."""
+    # sacct, which submitit would ask, knows nothing on clusters without accounting.
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    return None if answer.returncode else set(answer.stdout.split())
+
+
+def _run_on_slurm(
+    prepare: Callable[[], None],
+    pieces: list[_Piece],
+    nj: int,
+    done: Callable[[_Piece], None],
+    config: Path,
+    folder: Path,
+) -> None:
     try:
         import submitit
     except ImportError:
@@ -134,34 +151,35 @@ def _run_on_slurm(pieces: list[_Piece], nj: int, done: Callable[[_Piece], None],
         raise UserError("--cmd slurm: there is no sbatch here; start this where Slurm is, or use --cmd local")
     settings = slurm_settings(config, "pieces")
     executor = submitit.SlurmExecutor(folder)
-    executor.update_parameters(
-        time=settings.pop("time", "1:00:00"),
-        stderr_to_stdout=True,
-        additional_parameters={"job-name": "pieces"} | settings,
-    )
+    executor.update_parameters(stderr_to_stdout=True, additional_parameters={"job-name": "pieces"} | settings)
+    # Neighbours go to different jobs: pieces are often ordered by length.
+    groups = [pieces[job::nj] for job in range(min(nj, len(pieces)))]
     try:
         with executor.batch():
-            # Neighbours go to different jobs: pieces are often ordered by length.
-            groups = [pieces[job::nj] for job in range(min(nj, len(pieces)))]
-            jobs = [executor.submit(_run_all, group) for group in groups]
+            jobs = [executor.submit(_run_job, prepare, group) for group in groups]
     except submitit.core.utils.FailedJobError as error:
         raise UserError(f"sbatch refused the jobs ({' '.join(str(error).split())}); see {config}") from None
-    running = list(zip(jobs, groups, strict=True))
+    running = {job: list(group) for job, group in zip(jobs, groups, strict=True)}
+    ended: set = set()
     try:
         while running:
             time.sleep(_POLL_SECONDS)
-            for job, group in list(running):
+            for group in running.values():
                 for piece in [piece for piece in group if piece.ended()]:
                     group.remove(piece)
                     done(piece)
-                # A job that was killed leaves pieces which have not ended.
-                if not group or (job.watcher.is_done(job.job_id) and not any(piece.ended() for piece in group)):
-                    running.remove((job, group))
-                    for piece in group:
-                        done(piece)
+            # A job that was killed leaves pieces. It is given a second look: a shared file system takes its time.
+            lost = ended
+            active = _active_jobs()
+            ended = {job for job in running if active is not None and job.job_id not in active}
+            running = {job: group for job, group in running.items() if group and job not in lost & ended}
     finally:
-        for job, _ in running:
+        for job in running:
             job.cancel()
+
+
+def _nothing() -> None:
+    pass
 
 
 def map_pieces(
@@ -172,6 +190,7 @@ def map_pieces(
     nj: int,
     cmd: str = "local",
     slurm_config: Path | None = None,
+    prepare: Callable[[], None] = _nothing,
     advance: Callable[[str], None] = lambda name: None,
 ) -> dict[str, object]:
     """``{name: function(*arguments)}`` for all ``{name: arguments}`` of `pieces`, `nj` of them at a time.
@@ -182,6 +201,7 @@ def map_pieces(
         directory: for results and logs, on a file system that all machines share. Results that it holds are taken as
             they are: the caller names it after what they depend on, and removes it when it has used them.
         cmd: ``local``, or ``slurm`` for at most `nj` jobs, with the settings of `slurm_config`.
+        prepare: called once in the process whose forks the pieces are, for imports.
         advance: called with the name of each piece that ends well.
 
     Raises:
@@ -206,8 +226,9 @@ def map_pieces(
         if attempt:
             print(f"{len(todo)} pieces failed and are tried again: {shorten([piece.name for piece in todo])}")
         if cmd == "slurm":
-            _run_on_slurm(todo, nj, done, slurm_config, directory / "jobs")
+            _run_on_slurm(prepare, todo, nj, done, slurm_config, directory / "jobs")
         else:
+            prepare()
             _run_locally(todo, nj, done)
         todo = [piece for piece in todo if not piece.result.exists()]
         hopeless += [piece for piece in todo if piece.why()[0]]

@@ -22,13 +22,27 @@ from pathlib import Path
 import espnet_lmu  # noqa: F401  (registers the encoder, in each process)
 from espnet_lmu.data.files import command_line
 from espnet_lmu.errors import UserError
-from espnet_lmu.hook import ignore_espnets_warnings
+from espnet_lmu.hook import ignore_espnets_warnings, import_asr_train
 
 
 def _free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return sock.getsockname()[1]
+
+
+def _slurm_address(nodes: str) -> str:
+    """Where the first of a step's machines is reached, of Slurm's list such as ``gpu-[3-4,7]``.
+
+    ESPnet's own reading of the list takes ``gpu`` for the name of the first.
+    """
+
+    def scontrol(*arguments: str) -> str:
+        return subprocess.run(["scontrol", "show", *arguments], check=True, capture_output=True, text=True).stdout
+
+    first = scontrol("hostnames", nodes).split()[0]
+    node = dict(field.split("=", 1) for field in scontrol("--oneliner", "node", first).split() if "=" in field)
+    return node["NodeAddr"]
 
 
 def _launches(num_nodes: int) -> tuple[int, int, str, int]:
@@ -45,9 +59,7 @@ def _launches(num_nodes: int) -> tuple[int, int, str, int]:
         launches, launch = int(environment["WORLD_SIZE"]), int(environment["RANK"])
         address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
     elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        # Slurm abbreviates the list, and ESPnet's own reading of it takes the name gpu-1 for gpu.
-        hosts = ["scontrol", "show", "hostnames", environment["SLURM_STEP_NODELIST"]]
-        address = subprocess.run(hosts, check=True, capture_output=True, text=True).stdout.split()[0]
+        address = _slurm_address(environment["SLURM_STEP_NODELIST"])
         # Equal on all machines, another one for another job; below the ports that systems give to whoever asks.
         step = int(environment["SLURM_JOB_ID"]) + 1009 * int(environment["SLURM_STEP_ID"])
         port = int(environment.get("MASTER_PORT", 12000 + step % 20000))
@@ -143,8 +155,7 @@ def main() -> None:
     import torch
 
     if not on_gpus:
-        # Once for all processes, which are forks. CUDA does not survive a fork.
-        import espnet2.bin.asr_train  # noqa: F401
+        import_asr_train()  # once: the processes are forks, which CUDA does not survive
     first_rank = launch * args.processes
     context = torch.multiprocessing.start_processes(
         _train,

@@ -17,7 +17,7 @@ import numpy as np
 from espnet_lmu.data.files import atomic_open, command_line
 from espnet_lmu.data.kaldi_dir import read_table, write_table
 from espnet_lmu.errors import UserError
-from espnet_lmu.hook import ignore_espnets_warnings
+from espnet_lmu.hook import ignore_espnets_warnings, import_asr_train
 from espnet_lmu.parallel import map_pieces
 
 _PIECE_SIZE = 2000  # training utterances: a few hours of speech
@@ -106,13 +106,11 @@ def collect_statistics(
             write_table(directory / f"keys.{part}", dict.fromkeys(piece, "-"))
         pieces[directory.name] = (arguments, str(directory))
         directories.append(directory)
-    if parallel["cmd"] == "local":
-        ignore_espnets_warnings()
-        import espnet2.tasks.asr  # noqa: F401  (once; the processes are forks)
     from tqdm import tqdm
 
     with tqdm(desc="statistics", total=number, unit="piece", dynamic_ncols=True) as bar:
-        map_pieces(collect_piece, pieces, directory=unfinished / stamp, advance=lambda _: bar.update(), **parallel)
+        options = {"prepare": import_asr_train, "advance": lambda _: bar.update(), **parallel}
+        map_pieces(collect_piece, pieces, directory=unfinished / stamp, **options)
     _aggregate(directories, unfinished, len(token_list.read_text(encoding="utf-8").splitlines()), token_type)
     shutil.rmtree(unfinished / stamp)
     with atomic_open(unfinished / ".stamp") as stream:

@@ -1,0 +1,157 @@
+"""Training in several processes: the same as in one, resumed after a kill, on two machines."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import kaldiio
+import numpy as np
+import pytest
+import torch
+from recipe_tools import one_line_error, run_module
+
+from espnet_lmu.data.files import command_line
+from espnet_lmu.data.kaldi_dir import write_table
+from espnet_lmu.hook import import_asr_train
+from espnet_lmu.training.checkpoint import repair
+from espnet_lmu.training.launch import main
+
+LEARNING_RATE = 0.01
+TOKENS = ["<blank>", "<unk>", *"ABCDE", "<sos/eos>"]
+CONFIG = f"""
+encoder: lmu
+encoder_conf: {{output_size: 16, num_blocks: 1, memory_size: 8, theta: 20.0, attention_heads: 2, dropout_rate: 0.0}}
+model_conf: {{ctc_weight: 1.0}}
+normalize: null
+batch_type: folded
+batch_size: 5
+fold_length: [800, 150]
+num_workers: 0
+optim: sgd
+optim_conf: {{lr: {LEARNING_RATE}}}
+grad_clip: 1.0e+9
+keep_nbest_models: 10000
+best_model_criterion: [[valid, loss, min]]
+use_matplotlib: false
+use_tensorboard: false
+"""
+
+
+def make_training(directory: Path) -> list[str]:
+    """Arguments of asr_train for ten utterances of noise."""
+    random = np.random.default_rng(0)
+    lengths = {f"utt{i}": 30 + 3 * i for i in range(10)}
+    features = {key: random.standard_normal((length, 20), np.float32) for key, length in lengths.items()}
+    kaldiio.save_ark(str(directory / "feats.ark"), features, scp=str(directory / "feats.scp"))
+    write_table(directory / "text", {key: "".join(random.choice(list("ABCDE"), 4)) for key in lengths})
+    write_table(directory / "speech_shape", {key: f"{length},20" for key, length in lengths.items()})
+    write_table(directory / "text_shape", {key: f"4,{len(TOKENS)}" for key in lengths})
+    (directory / "tokens.txt").write_text("".join(f"{token}\n" for token in TOKENS))
+    (directory / "train.yaml").write_text(CONFIG)
+    arguments = ["--config", f"{directory}/train.yaml", "--token_type", "char", "--resume", "true"]
+    arguments += ["--token_list", f"{directory}/tokens.txt", "--input_size", "20"]
+    for part in ("train", "valid"):
+        arguments += [f"--{part}_data_path_and_name_and_type", f"{directory}/feats.scp,speech,kaldi_ark"]
+        arguments += [f"--{part}_data_path_and_name_and_type", f"{directory}/text,text,text"]
+        arguments += [f"--{part}_shape_file", f"{directory}/speech_shape"]
+        arguments += [f"--{part}_shape_file", f"{directory}/text_shape"]
+    return arguments
+
+
+def _launch(arguments: list[str], environment: dict[str, str], log: Path) -> None:
+    stream = open(log, "a", buffering=1)
+    for descriptor in (1, 2):
+        os.dup2(stream.fileno(), descriptor)
+    sys.stdout = sys.stderr = stream
+    os.environ.update(environment)
+    sys.argv = ["launch", *arguments]
+    command_line(main)
+
+
+class Training:
+    """`launch` in a fork of the test's process, where ESPnet is imported already."""
+
+    def __init__(self, output_dir: Path, processes: int, epochs: int, arguments: list[str], **environment: str):
+        output_dir.mkdir(exist_ok=True)
+        self.log = output_dir / f"train{environment.get('RANK', '')}.log"
+        command = [str(processes), *arguments, "--output_dir", str(output_dir), "--max_epoch", str(epochs)]
+        context = multiprocessing.get_context("fork")
+        self.process = context.Process(target=_launch, args=(command, environment, self.log))
+        self.process.start()
+
+    def output(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def wait_for(self, path: Path) -> None:
+        deadline = time.monotonic() + 120
+        while not path.exists():
+            assert self.process.is_alive() and time.monotonic() < deadline, self.output()
+            time.sleep(0.02)
+
+    def exit_code(self) -> int:
+        self.process.join(120)
+        assert self.process.exitcode is not None, self.output()
+        return self.process.exitcode
+
+
+def losses(output_dir: Path) -> list[float]:
+    """Training loss of each epoch."""
+    stats = torch.load(output_dir / "checkpoint.pth", weights_only=False)["reporter"]["stats"]
+    return [stats[epoch]["train"]["loss"] for epoch in sorted(stats)]
+
+
+def second_gradient(output_dir: Path) -> torch.Tensor:
+    """The sum of the averaged gradients of the second epoch, which plain gradient descent has added to the weights."""
+    before, after = (torch.load(output_dir / f"{epoch}epoch.pth") for epoch in (1, 2))
+    return torch.cat([(before[name] - after[name]).flatten() for name in before]) / LEARNING_RATE
+
+
+def test_two_processes_train_as_one_through_a_kill_and_on_two_machines(tmp_path):
+    import_asr_train()
+    arguments = make_training(tmp_path)
+    one, two = tmp_path / "one", tmp_path / "two"
+
+    killed = Training(two, 2, 10000, arguments)
+    killed.wait_for(two / "3epoch.pth")
+    children = Path(f"/proc/{killed.process.pid}/task/{killed.process.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    assert killed.exit_code() == 1
+    errors = [line for line in killed.output().splitlines() if line.startswith("error: ")]
+    assert errors == ["error: training process 1 was ended by SIGKILL (out of memory?); run stage 11 again to resume"]
+
+    # It goes on as two launches with a process each, as on two machines.
+    repair(two)
+    finished = len(losses(two))
+    first_epoch = (two / "1epoch.pth").stat().st_mtime_ns
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(sock.getsockname()[1]), "WORLD_SIZE": "2"}
+    machines = [
+        Training(two, 1, finished + 2, ["--num_nodes", "2", *arguments], **meeting, RANK=str(rank)) for rank in (0, 1)
+    ]
+    assert [machine.exit_code() for machine in machines] == [0, 0], machines[0].output() + machines[1].output()
+    assert (two / "1epoch.pth").stat().st_mtime_ns == first_epoch  # it resumed
+
+    alone = Training(one, 1, finished + 2, arguments)
+    assert alone.exit_code() == 0, alone.output()
+    assert len(losses(one)) == len(losses(two)) == finished + 2
+    np.testing.assert_allclose(losses(two), losses(one), rtol=1e-4)
+    expected, found = second_gradient(one), second_gradient(two)
+    assert expected.norm() > 1 and (found - expected).norm() < 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    "arguments, environment, message",
+    [
+        (["2", "--num_nodes", "2"], {}, "--num_nodes 2: give --cmd slurm, or start the same command on each machine"),
+        (["2"], {"WORLD_SIZE": "2", "RANK": "1"}, "WORLD_SIZE is set, MASTER_ADDR is not"),
+    ],
+)
+def test_launches_that_cannot_meet(arguments, environment, message, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert message in one_line_error(run_module("espnet_lmu.training.launch", *arguments))
