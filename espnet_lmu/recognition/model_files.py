@@ -52,16 +52,17 @@ class ModelFiles:
     _temporary: tempfile.TemporaryDirectory | None = None  # deleted with this object
 
 
-def read_yaml(path: Path) -> dict:
-    """A YAML mapping, read by safe load."""
+def read_yaml(path: Path, name: str | None = None) -> dict:
+    """A YAML mapping, read by safe load; messages call it `name`, if given."""
+    name = name or str(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{name}: no such file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"{name}: cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected lines of NAME: VALUE")
+        raise UserError(f"{name}: expected lines of NAME: VALUE")
     return content
 
 
@@ -128,6 +129,8 @@ def experiment_files(folder: Path, weights: str | None = None) -> tuple[dict, Pa
 
 def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
     names = [entry.filename for entry in archive.infolist()]
+    if META not in names:  # of a file that is cut off, zipfile may see the weights, an archive in the archive
+        raise UserError(f"{path}: not a packed model, or damaged: it has no {META}")
     if strangers := sorted(set(names) - set(CONTENTS)):
         raise UserError(f"{path}: no packed model: has {shorten([repr(name) for name in strangers])}")
     if len(names) != len(set(names)):
@@ -157,7 +160,7 @@ def check_unpacked(folder: Path, name: str) -> tuple[dict, int]:
     Returns:
         its configuration, with absolute paths; its sampling rate.
     """
-    meta = read_yaml(folder / META)
+    meta = read_yaml(folder / META, f"{name}: {META}")
     checksums, rate = meta.get("sha256"), meta.get("rate")
     if not isinstance(checksums, dict) or not {CONFIG, WEIGHTS} <= set(checksums) <= set(CONTENTS):
         raise UserError(f"{name}: its {META} lists no checksums of a packed model; pack it by stage 14")
@@ -168,10 +171,10 @@ def check_unpacked(folder: Path, name: str) -> tuple[dict, int]:
             raise UserError(f"{name}: {member} is missing")
         if file_digest(folder / member) != checksum:
             raise UserError(f"{name}: {member} is damaged or was changed: its checksum differs; get the model again")
-    config = read_yaml(folder / CONFIG)
+    config = read_yaml(folder / CONFIG, f"{name}: {CONFIG}")
     for option, allowed in _ALLOWED.items():
         if config.get(option) not in allowed:
-            raise UserError(f"{name}: {option}: {config[option]}: not opened from packed models, for it may load code")
+            raise UserError(f"{name}: {option}: {config.get(option)}: not opened from packed models, for it may load code")
     files = {}
     for place, member in NAMED_FILES.items():
         if value := named_file(config, place):
@@ -225,6 +228,8 @@ def open_model(model: str | Path) -> ModelFiles:
         config, rate = check_unpacked(path, str(model))
         weights = path / WEIGHTS
     else:
+        if not (path / CONFIG).exists():
+            raise UserError(f"{model}: no {CONFIG}: neither an experiment's folder nor a packed model")
         config, weights, files = experiment_files(path)
         name_files(config, {place: str(file) for place, file in files.items()})
     config_file = Path(temporary.name) / CONFIG
