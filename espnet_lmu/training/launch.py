@@ -91,8 +91,9 @@ def _srun(processes: int, on_gpus: bool, num_nodes: int, config: Path, arguments
 
 
 def _train(index: int, first_rank: int, environment: dict[str, str], on_gpus: bool, arguments: list[str]) -> None:
-    # torch ends this process by SIGINT when the starting one dies, but a shell's background jobs ignore SIGINT.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # torch ends this process by SIGINT when the starting one dies. A shell's background jobs ignore SIGINT, and Python
+    # would react to it only when torch has stopped waiting for other processes.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     import torch
 
     from espnet_lmu.lmu.products import use_fast_products

@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import kaldiio
@@ -72,6 +73,20 @@ def _launch(arguments: list[str], environment: dict[str, str], log: Path) -> Non
     command_line(main)
 
 
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 class Training:
     """`launch` in a fork of the test's process, where ESPnet is imported already."""
 
@@ -86,11 +101,9 @@ class Training:
     def output(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
-    def wait_for(self, path: Path) -> None:
-        deadline = time.monotonic() + 120
-        while not path.exists():
-            assert self.process.is_alive() and time.monotonic() < deadline, self.output()
-            time.sleep(0.02)
+    def workers(self) -> list[int]:
+        pid = self.process.pid
+        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
     def exit_code(self) -> int:
         self.process.join(120)
@@ -116,9 +129,8 @@ def test_two_processes_train_as_one_through_a_kill_and_on_two_machines(tmp_path)
     one, two = tmp_path / "one", tmp_path / "two"
 
     killed = Training(two, 2, 10000, arguments)
-    killed.wait_for(two / "3epoch.pth")
-    children = Path(f"/proc/{killed.process.pid}/task/{killed.process.pid}/children").read_text().split()
-    os.kill(int(children[1]), signal.SIGKILL)
+    _wait_until((two / "3epoch.pth").exists)
+    os.kill(killed.workers()[1], signal.SIGKILL)
     assert killed.exit_code() == 1
     errors = [line for line in killed.output().splitlines() if line.startswith("error: ")]
     assert errors == ["error: training process 1 was ended by SIGKILL (out of memory?); run stage 11 again to resume"]
@@ -142,6 +154,26 @@ def test_two_processes_train_as_one_through_a_kill_and_on_two_machines(tmp_path)
     np.testing.assert_allclose(losses(two), losses(one), rtol=1e-4)
     expected, found = second_gradient(one), second_gradient(two)
     assert expected.norm() > 1 and (found - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_a_mistyped_option_is_named(tmp_path):
+    import_asr_train()
+    run = Training(tmp_path, 2, 1, ["--max_epochh", "3"])
+    assert run.exit_code() != 0
+    assert "error: unrecognized arguments: --max_epochh" in run.output()
+
+
+def test_the_processes_end_with_the_one_that_started_them(tmp_path):
+    import_asr_train()
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "WORLD_SIZE": "2", "RANK": "1"}  # nobody comes
+    run = Training(tmp_path, 2, 1, make_training(tmp_path), **meeting)
+    _wait_until(lambda: len(run.workers()) == 2)
+    workers = run.workers()
+    time.sleep(2)  # until torch has asked the system to be told of the parent's death
+    assert all(map(_alive, workers))
+    run.process.kill()
+    run.process.join()
+    _wait_until(lambda: not any(map(_alive, workers)))
 
 
 @pytest.mark.parametrize(
