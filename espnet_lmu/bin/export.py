@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--int8", action="store_true", help="also with 8-bit weights (ONNX)")
     parser.add_argument("--streaming", action="store_true", help="one chunk of a causal model, its state in and out")
     parser.add_argument(
-        "--chunk", type=int, metavar="FRAMES", help="encoder frames of a chunk (default: the smallest it trained with)"
+        "--chunk", type=int, metavar="FRAMES", help="encoder frames of a chunk (default: as espnet-lmu stream)"
     )
     parser.add_argument(
         "--check", type=Path, metavar="DATA_DIR", help="decode this data (text, and feats.scp or wav.scp): WER, speed"

@@ -26,7 +26,7 @@ from espnet_lmu.export.check import (
 )
 from espnet_lmu.export.graph import LogMel, OfflineGraph, WaveGraph, espnet_log_mel, kaldi_log_mel
 from espnet_lmu.export.onnx_files import OnnxFile, quantize, quiet_tracing, require_onnx, write_onnx
-from espnet_lmu.export.streaming import StreamingGraph, check_streamable, choose_chunk
+from espnet_lmu.export.streaming import ANY_CHUNK, StreamingGraph, check_streamable
 from espnet_lmu.lmu.products import use_fast_products
 from espnet_lmu.recognition.model_files import open_model
 from espnet_lmu.tokens import SPACE
@@ -34,21 +34,23 @@ from espnet_lmu.tokens import SPACE
 _SHERPA_RATE = 16000  # sherpa-onnx brings audio to this rate (Hz)
 
 
-def reference(model: nn.Module, x: Tensor, lengths: Tensor) -> list[np.ndarray]:
-    """PyTorch's log posteriors (T', V) of each sequence of features (B, T, F)."""
+def reference(model: nn.Module, x: Tensor) -> np.ndarray:
+    """PyTorch's log posteriors (T', V) of features (T, F).
+
+    One utterance at a time: ESPnet's utterance_mvn with norm_vars counts the padding of a batch.
+    """
     with torch.inference_mode():
-        x = x.clone()  # normalization may work in place
+        x, lengths = x[None].clone(), torch.tensor([len(x)])  # normalization may work in place
         if model.normalize is not None:
             x, lengths = model.normalize(x, lengths)
         ctc = model.ctc if model.encoder.interctc_use_conditioning else None
-        encoded, frames, _ = model.encoder(x, lengths, ctc=ctc)
+        encoded, _, _ = model.encoder(x, lengths, ctc=ctc)
         encoded = encoded[0] if isinstance(encoded, tuple) else encoded
-        log_probs = model.ctc.log_softmax(encoded).numpy()
-    return [rows[:count] for rows, count in zip(log_probs, frames.tolist(), strict=True)]
+        return model.ctc.log_softmax(encoded)[0].numpy()
 
 
-def streaming_reference(model: nn.Module, x: Tensor) -> np.ndarray:
-    """PyTorch's log posteriors (B, T', V) of features (B, T, F) that arrive in two parts."""
+def streaming_reference(model: nn.Module, x: Tensor, chunk: int) -> np.ndarray:
+    """PyTorch's log posteriors (B, T', V) of features (B, T, F) that arrive in two parts; `chunk` in encoder frames."""
     ctc = model.ctc if model.encoder.interctc_use_conditioning else None
     outputs, state = [], None
     with torch.inference_mode():
@@ -57,7 +59,7 @@ def streaming_reference(model: nn.Module, x: Tensor) -> np.ndarray:
             x, _ = model.normalize(x, torch.full((len(x),), x.size(1)))
         half = x.size(1) // 2
         for part, is_final in ((x[:, :half], False), (x[:, half:], True)):
-            y, state = stream(model.encoder, part, state, is_final, ctc)
+            y, state = stream(model.encoder, part, state, is_final, ctc, chunk)
             outputs.append(model.ctc.log_softmax(y))
         return torch.cat(outputs, dim=1).numpy()
 
@@ -127,7 +129,7 @@ class Exporter:
         """Features (B, T, F) and lengths (B,) to log posteriors (B, T', V) and lengths."""
         lengths = torch.tensor([150, 111, 67])
         x = _plausible_features(self.model, 3, 150, self.input_size)
-        expected = reference(self.model, x, lengths)
+        expected = [reference(self.model, x[i, :length]) for i, length in enumerate(lengths.tolist())]
         # traced with other sizes than it is checked with
         example = (x[:2, :93], torch.tensor([93, 80]))
         if not to_onnx:
@@ -186,9 +188,9 @@ class Exporter:
         samples = torch.randn(1, 20011, generator=generator)
         with torch.inference_mode():
             if self.decoder.input_size is None:
-                x = self.model.frontend(0.03 * samples, torch.tensor([samples.size(1)]))[0]
+                x = self.model.frontend(0.03 * samples, torch.tensor([samples.size(1)]))[0][0]
             else:
-                x = torch.from_numpy(fbank(0.03 * samples[0].numpy(), self.rate))[None]
+                x = torch.from_numpy(fbank(0.03 * samples[0].numpy(), self.rate))
         write_onnx(
             self.folder / "sherpa.onnx",
             graph,
@@ -200,8 +202,7 @@ class Exporter:
         )
         names = ["sherpa.onnx"] + ([self._quantize("sherpa.onnx", graph)] if int8 else [])
         files = {name: OnnxFile(self.folder / name) for name in names}
-        expected = reference(self.model, x, torch.tensor([x.size(1)]))
-        self._report("sherpa.onnx", expected, list(files["sherpa.onnx"](samples.numpy())[0]))
+        self._report("sherpa.onnx", [reference(self.model, x)], list(files["sherpa.onnx"](samples.numpy())[0]))
 
         def decode(utterance: Utterance, run: OnnxFile) -> np.ndarray:
             samples = utterance.samples - utterance.samples.mean()
@@ -241,11 +242,11 @@ class Exporter:
             write_onnx(self.folder / "streaming.onnx", graph, example, inputs, outputs, batch, metadata)
             names = ["streaming.onnx"] + ([self._quantize("streaming.onnx", graph)] if int8 else [])
             files = {name: OnnxFile(self.folder / name) for name in names}
-        self.model.encoder.attention_chunk = chunk
+        self.model.encoder.attention_chunk = chunk  # for whole utterances, in the check on data
         x = _plausible_features(self.model, 2, 5 * frames + frames // 2 + 1, self.input_size)
         name, run = next(iter(files.items()))
         empty = [value.numpy() for value in state.values()]
-        expected, found = streaming_reference(self.model, x), run_chunks(run, empty, x.numpy(), frames)
+        expected, found = streaming_reference(self.model, x, chunk), run_chunks(run, empty, x.numpy(), frames)
         self._report(name, list(expected), list(found))
         single = [value[:1] for value in empty]
         return [
@@ -273,9 +274,7 @@ def _print_comparison(
         candidates = [candidate for candidate in candidates if not candidate.name.startswith("sherpa")]
 
     def pytorch(utterance: Utterance) -> np.ndarray:
-        return reference(
-            exporter.model, torch.from_numpy(utterance.features)[None], torch.tensor([len(utterance.features)])
-        )[0]
+        return reference(exporter.model, torch.from_numpy(utterance.features))
 
     candidates = [Candidate("PyTorch", weights.stat().st_size, pytorch), *candidates]
     use_fast_products()  # as stage 12 does
@@ -309,7 +308,7 @@ def export_model(
         file_format: "onnx" or "torchscript".
         int8: also with 8-bit weights.
         streaming: one chunk of a causal model in place of whole utterances.
-        chunk: encoder frames of that chunk; None for the smallest that the model was trained with.
+        chunk: encoder frames of that chunk; None for the model's own.
         check: data directory to decode with PyTorch and with the files.
 
     Raises:
@@ -329,7 +328,7 @@ def export_model(
             exporter = Exporter(decoder, files.rate or decoder.fs, folder)
             if streaming:
                 check_streamable(decoder.model)
-                chunk = choose_chunk(decoder.model.encoder, chunk)
+                chunk = chunk or decoder.model.encoder.streaming_chunk or ANY_CHUNK
                 candidates = exporter.write_streaming(to_onnx, int8, chunk)
             else:
                 candidates = exporter.write_offline(to_onnx, int8)

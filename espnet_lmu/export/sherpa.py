@@ -35,8 +35,10 @@ def recognize(model: Path, tokens: Path, recordings: dict[str, np.ndarray], rate
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(_recognize, str(model), str(tokens), recordings, rate).result()
-        except BrokenProcessPool:
-            raise UserError(f"{model}: sherpa-onnx refuses the file") from None
+        except BrokenProcessPool:  # it has printed why
+            raise UserError(f"{model}: sherpa-onnx refuses it or {tokens.name}") from None
+        except RuntimeError as error:
+            raise UserError(f"{model}: sherpa-onnx refuses it: {' '.join(str(error).split())}") from None
 
 
 def _recognize(model: str, tokens: str, recordings: dict[str, np.ndarray], rate: int) -> dict[str, str]:

@@ -28,8 +28,8 @@ from espnet_lmu.export.graph import OfflineGraph
 from espnet_lmu.export.layers import StridingInput
 from espnet_lmu.lmu.naive import valid_frames
 
-# Chunk of a model without attention, whose state may be taken after any frame.
-_CHUNK = 16
+# Encoder frames of a chunk where the model has no attention, so that any number would do.
+ANY_CHUNK = 16
 
 
 def check_streamable(model: nn.Module) -> None:
@@ -82,20 +82,6 @@ class CachedAttention(nn.Module):
         out = F.scaled_dot_product_attention(query, rotated, value, attn_mask=seen[:, None, None])
         y = attention.out(out.transpose(1, 2).flatten(2))
         return y, [part[:, :, part.size(2) - left :] for part in (key, value)]
-
-
-def choose_chunk(encoder: nn.Module, chunk: int | None) -> int:
-    """Encoder frames of a chunk: the one asked for, or the smallest that the model was trained with.
-
-    Raises:
-        UserError: the model was trained with other chunks.
-    """
-    trained = encoder.chunks
-    if not trained or all(layer.attention is None for layer in encoder.layers):
-        return chunk or _CHUNK
-    if chunk is not None and chunk not in trained:
-        raise UserError(f"--chunk {chunk}: the model was trained with {', '.join(map(str, trained))} frames")
-    return chunk or min(trained)
 
 
 class StreamingGraph(nn.Module):
