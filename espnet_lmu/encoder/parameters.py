@@ -21,6 +21,11 @@ def published_configurations() -> list[Path]:
     return [path for path in paths if path.exists()]
 
 
+def feature_size(settings: dict) -> int:
+    """Features of a frame, as a training configuration has them."""
+    return settings.get("input_size") or (settings.get("frontend_conf") or {}).get("n_mels", DEFAULT_FEATURES)
+
+
 def build_encoder(config: Path, device: str | torch.device = "meta") -> tuple[nn.Module, dict]:
     """The encoder of an ESPnet training configuration, and the YAML.
 
@@ -40,13 +45,12 @@ def build_encoder(config: Path, device: str | torch.device = "meta") -> tuple[nn
     if not isinstance(settings, dict) or str(settings.get("encoder")).lower() != "lmu":
         found = settings.get("encoder") if isinstance(settings, dict) else None
         raise UserError(f"{config}: needs `encoder: lmu`, found encoder {found!r}")
-    input_size = settings.get("input_size") or (settings.get("frontend_conf") or {}).get("n_mels", DEFAULT_FEATURES)
 
     from espnet_lmu.encoder.lmu_encoder import LMUEncoder
 
     try:
         with torch.device(device):
-            return LMUEncoder(input_size, **(settings.get("encoder_conf") or {})), settings
+            return LMUEncoder(feature_size(settings), **(settings.get("encoder_conf") or {})), settings
     except (TypeError, ValueError) as error:
         message = str(error).replace("LMUEncoder.__init__() ", "").replace("keyword argument", "option")
         raise UserError(f"{config}: encoder_conf: {message}") from None
@@ -131,4 +135,12 @@ def format_table(report: dict) -> str:
         f"  about {memory['with_activations']:.2f} GB with activations, about {memory['mixed_precision']:.2f} GB "
         "without them in mixed precision",
     ]
+    if batch := report.get("batch"):
+        how = [name for name in ("mixed_precision", "gradient_checkpointing") if batch[name]]
+        lines += [
+            f"a batch of {batch['batch_size']} x {batch['frames']} frames"
+            + (f", {' and '.join(how).replace('_', ' ')}" if how else "")
+            + f": {batch['activations_gb']:.2f} GB of activations,",
+            f"  {batch['total_gb']:.2f} GB in total; buffers of a moment, frontend and CUDA context come on top",
+        ]
     return "\n".join(lines)

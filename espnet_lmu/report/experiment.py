@@ -132,7 +132,8 @@ class Experiment:
         """Purpose and size of the sets of the training and of all decodings, as far as their data is there."""
         tests = {name: self.data_feats / name for decoding in self.decodings for name in decoding.sets}
         paths = [("training", self._data_of("train")), ("validation", self._data_of("valid"))]
-        paths += [("test", path) for path in tests.values() if path != paths[1][1]]
+        known = {path.resolve() for _, path in paths}
+        paths += [("test", path) for path in tests.values() if path.resolve() not in known]
         return [(purpose, _measure(path, self.recipe)) for purpose, path in paths if (path / "utt2spk").exists()]
 
     def speakers(self, name: str) -> dict[str, str]:

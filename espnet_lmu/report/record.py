@@ -43,6 +43,8 @@ def read_starts(path: Path) -> list[Start]:
 def record(path: Path, command: list[str], gpus: int, cmd: str) -> None:
     """Add a command, started in the current directory, to the file `path`."""
     starts = read_starts(path)
+    program, *arguments = command
+    command = [os.path.relpath(program), *arguments] if Path(program).is_absolute() else command
     start = Start(f"cd {shlex.quote(_place(Path.cwd()))} && {shlex.join(command)}", _hardware(gpus, cmd))
     if start not in starts:
         with atomic_open(path) as stream:
