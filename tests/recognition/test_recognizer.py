@@ -141,3 +141,22 @@ def test_short_and_wrong_input(recognizer):
 def test_importing_the_package_loads_nothing_of_this():
     code = "import sys, espnet_lmu; sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'espnet2')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "subtype"),
+    [
+        ("a.mp3", None),
+        ("a.ogg", "VORBIS"),
+        ("a.opus", "OPUS"),
+        ("a.sph", "PCM_16"),
+        ("a.wav", "PCM_24"),
+        ("a.wav", "ULAW"),
+        ("a.aiff", None),
+    ],
+)
+def test_formats_are_read_in_windows(recognizer, tmp_path, name, subtype):
+    form = {"opus": "OGG", "sph": "NIST"}.get(name.rsplit(".", 1)[1])
+    tokens = _tokens(150)  # 60 s
+    soundfile.write(tmp_path / name, _speak(tokens), RATE, format=form, subtype=subtype)
+    assert recognizer.transcribe(tmp_path / name).text == recognizer.decoder.text(tokens)
