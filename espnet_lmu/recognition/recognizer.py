@@ -7,7 +7,10 @@ batch, and several processes work on the batches.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -184,7 +187,7 @@ class Recognizer:
             return
         global _forked
         _forked = (self, windows)
-        with ProcessPoolExecutor(nj, multiprocessing.get_context("fork")) as pool:
+        with ProcessPoolExecutor(nj, multiprocessing.get_context("fork"), initializer=_follow_parent) as pool:
             futures: list[Future] = [pool.submit(_recognize_forked, batch) for batch in batches]
             try:
                 for batch, future in zip(batches, futures, strict=True):
@@ -222,6 +225,18 @@ class Recognizer:
 
 
 _forked: tuple[Recognizer, list[_Window]]  # inherited by forked processes: the model is loaded once
+
+
+def _follow_parent() -> None:
+    """Let this process end with the one that forked it, and not before: Ctrl-C is the parent's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sentinel = multiprocessing.parent_process().sentinel
+
+    def wait() -> None:
+        multiprocessing.connection.wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _recognize_forked(batch: list[int]) -> list[list[Token] | str]:
