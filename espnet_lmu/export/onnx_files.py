@@ -15,6 +15,7 @@ from espnet_lmu.errors import UserError
 from espnet_lmu.export.layers import LoopLMU
 
 OPSET = 17
+_FEW_NUMBERS = 1000  # a constant of so many is not worth sharing
 # Modules of the graphs whose products are of constants with many orders of magnitude between them.
 _KEPT_IN_FLOAT = ("/legendre", "/log_mel")
 
@@ -56,7 +57,7 @@ def write_onnx(
     import onnx
 
     with quiet_tracing(), torch.no_grad():
-        # The exporter by torch.export unrolls loops over frames, or refuses them; the one by tracing keeps them.
+        # By tracing: torch.export refuses the input layers' check of lengths, whose result is a Python number.
         torch.onnx.export(
             graph,
             example,
@@ -69,6 +70,7 @@ def write_onnx(
         )
     model = onnx.load(path)
     _collect_in_loops(model.graph)
+    _share_constants(model.graph)
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=str(value))
     onnx.checker.check_model(model, full_check=True)
@@ -105,6 +107,36 @@ def _collect_in_loops(graph) -> None:
         loop.output.append(stack.output[0])
         graph.node.remove(stack)
         graph.node.remove(empty)
+
+
+def _share_constants(graph) -> None:
+    """Store what several layers hold alike, such as the operators of their Legendre system, once."""
+    from onnx import numpy_helper
+
+    for node in [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]:
+        value = numpy_helper.to_array(node.attribute[0].t)
+        if value.size > _FEW_NUMBERS:
+            graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
+            graph.node.remove(node)
+    names, same = {}, {}
+    for tensor in list(graph.initializer):
+        value = numpy_helper.to_array(tensor)
+        if value.size > _FEW_NUMBERS:
+            first = names.setdefault((value.shape, value.dtype, value.tobytes()), tensor.name)
+            if first != tensor.name:
+                same[tensor.name] = first
+                graph.initializer.remove(tensor)
+    for node in _all_nodes(graph):
+        for i, name in enumerate(node.input):
+            node.input[i] = same.get(name, name)
+
+
+def _all_nodes(graph) -> Iterator:
+    """The nodes of a graph and of the bodies of its loops."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from _all_nodes(attribute.g)
 
 
 def quantize(source: Path, target: Path, graph: nn.Module) -> None:
