@@ -69,7 +69,8 @@ def read_audio(path: str | Path, start: int = 0, frames: int | None = None) -> t
             promised = _promised_frames(path, sound) - start if frames is None else frames
             if start:
                 sound.seek(start)
-            samples = sound.read(-1 if frames is None else frames, dtype="float32", always_2d=True).mean(axis=1)
+            samples = sound.read(-1 if frames is None else frames, dtype="float32")
+            samples = samples if samples.ndim == 1 else samples.mean(axis=1)
             rate = sound.samplerate
     except (soundfile.SoundFileError, OSError) as error:
         raise UserError(f"{path}: not readable audio, or cut off ({str(error).strip() or 'decoder error'})") from None

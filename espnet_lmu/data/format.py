@@ -11,12 +11,13 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from espnet_lmu.data.audio import resample
+from espnet_lmu.data.audio import audio_length, resample
 from espnet_lmu.data.files import atomic_open, command_line, parse_rate, shorten
 from espnet_lmu.data.kaldi_dir import excerpts, read_data_dir, write_data_dir, write_table
 from espnet_lmu.data.segments import Excerpt, read_excerpt
@@ -59,39 +60,47 @@ def fbank(samples: np.ndarray, rate: int) -> np.ndarray:
     ).numpy()
 
 
-def _write_raw(shard: Path, audio: dict[str, np.ndarray], rate: int) -> dict[str, tuple[str, int]]:
+_Audio = Iterable[tuple[str, np.ndarray]]  # utterances with their samples
+_Entries = dict[str, tuple[str, int]]  # utterances with where they are and their length, in samples or frames
+
+
+def _write_raw(temporary: Path, final: Path, audio: _Audio, rate: int) -> _Entries:
     import soundfile
 
-    temporary = shard.with_name(f".{shard.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     entries = {}
-    for utterance, samples in audio.items():
+    for utterance, samples in audio:
         name = utterance.replace("/", "_") + ".flac"
         soundfile.write(temporary / name, np.clip(samples, -1, 1), rate, subtype="PCM_16")
-        entries[utterance] = (str(shard / name), len(samples))
-    shutil.rmtree(shard, ignore_errors=True)
-    os.replace(temporary, shard)
+        entries[utterance] = (str(final / name), len(samples))
     return entries
 
 
-def _write_fbank(shard: Path, audio: dict[str, np.ndarray], rate: int) -> dict[str, tuple[str, int]]:
+def _write_fbank(temporary: Path, final: Path, audio: _Audio, rate: int) -> _Entries:
     import kaldiio
 
-    shard.parent.mkdir(parents=True, exist_ok=True)
-    ark = shard.with_suffix(shard.suffix + ".ark")
-    temporary = ark.with_name(f".{ark.name}.{os.getpid()}.tmp")
-    features = {utterance: fbank(samples, rate) for utterance, samples in audio.items()}
-    offsets: dict[str, str] = {}
-    # The archive has a temporary name until it is complete; the index that comes with it gets the final one.
-    with kaldiio.WriteHelper(f"ark,scp:{temporary},{temporary}.scp", compression_method=2) as writer:
-        for utterance, matrix in features.items():
-            writer(utterance, matrix)
-    for line in Path(f"{temporary}.scp").read_text(encoding="utf-8").splitlines():
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    index = Path(f"{temporary}.scp")
+    lengths = {}
+    with kaldiio.WriteHelper(f"ark,scp:{temporary},{index}", compression_method=2) as writer:
+        for utterance, samples in audio:
+            features = fbank(samples, rate)
+            writer(utterance, features)
+            lengths[utterance] = len(features)
+    entries = {}
+    for line in index.read_text(encoding="utf-8").splitlines():
         utterance, location = line.split(maxsplit=1)
-        offsets[utterance] = f"{ark}:{location.rsplit(':', 1)[1]}"
-    os.unlink(f"{temporary}.scp")
-    os.replace(temporary, ark)
-    return {utterance: (offsets[utterance], len(matrix)) for utterance, matrix in features.items()}
+        entries[utterance] = (f"{final}:{location.rsplit(':', 1)[1]}", lengths[utterance])
+    index.unlink()
+    return entries
+
+
+def _remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _stamp(items: list[_Item], options: dict) -> str:
@@ -117,23 +126,43 @@ def _finished(shard: Path, stamp: str) -> dict | None:
 
 def _process_shard(shard: Path, items: list[_Item], options: dict, stamp: str) -> dict:
     """Write a shard and its record; unreadable recordings are listed under ``errors`` instead of stopping it."""
-    audio: dict[str, np.ndarray] = {}
     record: dict = {"stamp": stamp, "entries": {}, "resampled": 0, "errors": []}
-    for utterance, excerpt, speed in items:
-        try:
-            samples, rate = read_excerpt(excerpt)
-        except UserError as error:
-            record["errors"].append(f"{utterance}: {error}")
-            continue
-        record["resampled"] += rate != options["fs"]
-        audio[utterance] = resample(samples, rate, options["fs"], speed)
+    fs = options["fs"]
+
+    def audio() -> _Audio:
+        for utterance, excerpt, speed in items:
+            try:
+                samples, rate = read_excerpt(excerpt)
+            except UserError as error:
+                record["errors"].append(f"{utterance}: {error}")
+                continue
+            record["resampled"] += rate != fs
+            yield utterance, resample(samples, rate, fs, speed)
+
+    write, suffix = (_write_raw, "") if options["feats_type"] == "raw" else (_write_fbank, ".ark")
+    final = shard.with_suffix(shard.suffix + suffix)
+    # Under a temporary name until it is complete; what refers to it has the final one.
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    entries = write(temporary, final, audio(), fs)
     if record["errors"]:
+        _remove(temporary)
         return record
-    write = _write_raw if options["feats_type"] == "raw" else _write_fbank
-    record["entries"] = write(shard, audio, options["fs"])
+    record["entries"] = entries
+    _remove(final)
+    os.replace(temporary, final)
     with atomic_open(shard.with_suffix(shard.suffix + ".json")) as stream:
         json.dump(record, stream)
     return record
+
+
+def _any_to_resample(items: list[_Item], fs: int) -> bool:
+    for item in items:
+        try:
+            if audio_length(item.audio.path)[1] != fs:
+                return True
+        except UserError:  # comes up again where the audio is read
+            pass
+    return False
 
 
 def format_data_dir(source: Path, target: Path, feats_type: str, fs: int, **parallel) -> None:
@@ -164,17 +193,15 @@ def format_data_dir(source: Path, target: Path, feats_type: str, fs: int, **para
             missing[shard.name] = (shard, members, options, stamp)
         else:
             records.append(record)
-    if missing and (feats_type == "fbank" or any(item.speed != 1 for item in items)):
+    firsts = [members[0] for _, members, _, _ in missing.values()]
+    if missing and (feats_type == "fbank" or any(item.speed != 1 for item in items) or _any_to_resample(firsts, fs)):
         import torchaudio  # noqa: F401  (seconds, spent once here and not in every process)
 
     done = sum(len(record["entries"]) for record in records)
     bar = tqdm(desc=str(target), total=len(items), initial=done, unit="utt", dynamic_ncols=True)
     pieces = target / "data" / "pieces"
-    for path in (pieces, *(target / "data").glob(".*.tmp*")):  # left by a kill
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    for left_by_a_kill in (pieces, *(target / "data").glob(".*.tmp*")):
+        _remove(left_by_a_kill)
     with bar:
         made = map_pieces(
             _process_shard,

@@ -2,14 +2,15 @@
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
 import soundfile
-from recipe_tools import RATE, make_set, one_line_error, run_module, tone_words
+from recipe_tools import RATE, ROOT, make_set, one_line_error, run_module, tone_words
 
 from espnet_lmu.data import check
-from espnet_lmu.data.check import Transcripts, check_data_dir, default_policies, parse_policies
+from espnet_lmu.data.check import KINDS, Transcripts, check_data_dir, default_policies, parse_policies
 from espnet_lmu.data.kaldi_dir import read_data_dir, read_table, write_table
 from espnet_lmu.errors import UserError
 
@@ -67,11 +68,7 @@ def damage(directory, kind):
     return key
 
 
-KINDS = ["duplicate", "incomplete", "segment", "overshoot", "missing", "unreadable", "empty", "sample_rate"]
-KINDS += ["channels", "clipped", "silent", "no_transcript", "too_long"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"unknown_characters"}))
 def test_each_fault_is_found_alone_and_stopped_or_dropped(data_set, kind):
     directory = data_set("train", 5)
     key = damage(directory, kind)
@@ -181,3 +178,11 @@ def test_damaged_tables_and_empty_sets_are_one_line(data_set, tmp_path):
     (directory / "wav.scp").write_text("a nowhere.wav\n")
     with pytest.raises(UserError, match="no utterance is left"):
         run_check(directory, "missing=drop incomplete=drop")
+
+
+def test_the_page_on_recipes_names_every_kind_with_its_default():
+    page = (ROOT / "egs" / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (stop|fix|drop|keep)\b[^|]* \| (.*) \|$", page, re.MULTILINE))
+    named = {policy: set(re.findall(r"`(\w+)`", row)) for policy, row in rows.items()}
+    assert named == {policy: {kind for kind in KINDS if KINDS[kind].policies[0] == policy} for policy in named}
+    assert set().union(*named.values()) == set(KINDS)

@@ -1,6 +1,7 @@
 """Corpora in the layouts they are distributed in: sets, unions of sets, transcripts and segments; stages 1 to 5."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -134,3 +135,27 @@ def test_aishell_makes_characters_of_its_transcripts(tmp_path):
     assert read_table(recipe / "data" / "dev" / "utt2spk")["BAC009S0001W0121"] == "S0001"
     tokens = (recipe / "data" / "zh_token_list" / "char" / "tokens.txt").read_text(encoding="utf-8").split()
     assert tokens[:3] == ["<blank>", "<unk>", "天"] and len(tokens) == 3 + 12
+
+
+def test_a_corpus_of_ones_own_as_the_page_on_recipes_shows_it(tmp_path):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    rows = []
+    for number, name in enumerate(("train", "valid", "test")):
+        for i, suffix in enumerate(("wav", "flac")):
+            soundfile.write(corpus / f"{name}{i}.{suffix}", tone_words(["LOW", "HIGH", "MID"] * 2, seed=i), 8000)
+            rows.append(f'{name},{name}{i}.{suffix},speaker{number},"low high, mid"')
+    (corpus / "table.csv").write_text("".join(f"{row}\n" for row in rows))
+    recipe_of("an4", tmp_path)
+    script = re.search(r"```sh\n(.*?)```", (ROOT / "egs" / "README.md").read_text(), re.DOTALL)[1]
+    # The last line, shortened to the stages before training.
+    script = script.replace("CORPUS=/corpus ./run.sh", f"CORPUS={corpus} ./run.sh --stop_stage 5 --nj 1 --nbpe 16")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+    command = ["bash", "-euc", script]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    recipe = tmp_path / "egs" / "mine" / "asr1"
+    assert read_table(recipe / "dump" / "raw" / "train" / "text")["speaker0-train1"] == "LOW HIGH, MID"
+    assert "sample_rate" in result.stdout and "(8000 Hz)" in result.stdout
+    assert (recipe / "data" / "token_list" / "bpe_unigram16" / "tokens.txt").exists()
