@@ -89,6 +89,12 @@ def test_from_audio_to_error_rates(recipe, monkeypatch):
         assert list(table) == list(read_table(dump / "text"))
     assert tables["text"]["zz-short"] == "" and float(tables["score"]["spk0-000"]) < 0
     assert (greedy / "score_wer" / "result.txt").exists() and (greedy / "score_cer" / "result.txt").exists()
+    # The results say how they came about, the training of before the kill included.
+    results = (exp / "RESULTS.md").read_text()
+    assert results == (greedy.parent / "RESULTS.md").read_text() and (exp / "report.html").exists()
+    for line in ("|seed|1|", "|training|4 epochs in ", "|test|test|0.00|6|2|", "--stage 11 --stop_stage 11\n"):
+        assert line in results
+    assert results.rstrip().endswith("--stage 12\n```") and "not recorded" not in results
 
     # ESPnet's own search through the same stage.
     (directory / "decode_beam.yaml").write_text("beam_size: 2\nctc_weight: 1.0\n")

@@ -13,11 +13,14 @@ from espnet_lmu.scoring.error_rate import (
     align,
     count_errors,
     count_marks,
+    read_alignments,
+    read_marks,
     read_texts,
     score,
     split_characters,
     split_tokens,
     split_words,
+    write_result,
 )
 from espnet_lmu.scoring.summary import score_decoding
 
@@ -69,6 +72,22 @@ def test_bootstrap_interval_is_that_of_the_binomial_distribution():
     half = 1.96 * 100 * (0.1 * 0.9 / 400) ** 0.5
     assert abs(low - (10 - half)) < 0.5 and abs(high - (10 + half)) < 0.5
     assert bootstrap_interval(np.array([[0, 0], [5, 5]])) == (0, 0)
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    references = {"a": "GO * LEFT NOW", "b": "", "c": "X"}
+    hypotheses = {"a": "* LEFT OR NOW", "b": "Y", "c": ""}
+    alignments = align(references, hypotheses, split_words)
+    total, text = score(references, hypotheses, split_words)
+    write_result(tmp_path / "result.txt", "test", total, text)
+    assert read_alignments(tmp_path / "result.txt") == alignments
+    assert read_marks(tmp_path / "result.txt").tolist() == count_marks(alignments).tolist()
+    (tmp_path / "result.txt").write_text("id: a\nscores (C S D I): 1\n")
+    for read in (read_alignments, read_marks):
+        with pytest.raises(UserError, match="result.txt: no"):
+            read(tmp_path / "result.txt")
+    with pytest.raises(UserError, match="nowhere: No such file or directory; run stage 13 first"):
+        read_marks(tmp_path / "nowhere")
 
 
 def test_spaces_count_as_characters():
