@@ -59,6 +59,6 @@ def run(args: argparse.Namespace) -> None:
         blocks = file_blocks(args.audio, recognizer.fs, args.fast)
     show = (TerminalText if sys.stdout.isatty() else PlainText)(sys.stdout)
     timing = Timing()
-    recognize(recognizer, blocks, timing, show)
+    recognize(recognizer, blocks, timing, show, interruptible=True)
     show.close()
     print(summary(recognizer, timing), file=sys.stderr)

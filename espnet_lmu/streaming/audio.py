@@ -12,22 +12,36 @@ from typing import BinaryIO
 
 import numpy as np
 
-from espnet_lmu.data.audio import read_audio, resample
+from espnet_lmu.data.audio import audio_length, read_audio, resample
 from espnet_lmu.errors import UserError
 
 _BLOCK = 0.02  # seconds
+_PIECE = 10  # seconds of a file that are read at once
+_MARGIN = 1  # seconds on both sides of a piece, more than a resampling filter reaches
+
+
+def _file_pieces(path: str, rate: int) -> Iterator[np.ndarray]:
+    """An audio file at `rate` Hz, in pieces of some seconds."""
+    frames, source = audio_length(path)
+    for start in range(0, frames, _PIECE * source):
+        first = max(0, start - _MARGIN * source)
+        last = min(frames, start + (_PIECE + _MARGIN) * source)
+        samples, _ = read_audio(path, first, last - first)
+        begin = (start - first) // source * rate
+        yield resample(samples, source, rate)[begin : begin + _PIECE * rate]
 
 
 def file_blocks(path: str, rate: int, fast: bool) -> Iterator[np.ndarray]:
     """An audio file at `rate` Hz, as if it were spoken now, or (`fast`) without waiting."""
-    samples = resample(*read_audio(path), rate)
     size = round(_BLOCK * rate)
-    start = time.monotonic()
-    for begin in range(0, len(samples), size):
-        block = samples[begin : begin + size]
-        if not fast:
-            time.sleep(max(0.0, start + (begin + len(block)) / rate - time.monotonic()))
-        yield block
+    taken, start = 0, time.monotonic()
+    for samples in _file_pieces(path, rate):
+        for begin in range(0, len(samples), size):
+            block = samples[begin : begin + size]
+            taken += len(block)
+            if not fast:
+                time.sleep(max(0.0, start + taken / rate - time.monotonic()))
+            yield block
 
 
 def pcm_blocks(stream: BinaryIO, rate: int) -> Iterator[np.ndarray]:

@@ -15,6 +15,7 @@ import torch
 
 from espnet_lmu.data.format import MEL_BINS
 from espnet_lmu.decoding.greedy import BLANK, GreedyDecoder
+from espnet_lmu.encoder.lmu_encoder import LMUEncoder
 from espnet_lmu.encoder.streaming import check_streamable, stream
 from espnet_lmu.errors import UserError
 from espnet_lmu.streaming.features import feature_stream
@@ -121,13 +122,17 @@ class StreamingRecognizer:
         self._decoder = GreedyDecoder(config_file, model_file, device)
         model = self._decoder.model
         if model.frontend is None and self._decoder.input_size != MEL_BINS:
-            raise UserError(f"{config_file}: this model takes {self._decoder.input_size} features a frame, not fbank")
+            raise UserError(
+                f"this model takes {self._decoder.input_size} features a frame, not {MEL_BINS} as fbank has"
+            )
+        if not isinstance(model.encoder, LMUEncoder):
+            raise UserError(f"this model cannot stream: its encoder is {type(model.encoder).__name__}, not lmu")
         try:
             check_streamable(model.encoder)
-            self.fs = self._decoder.fs if fs is None else fs
-            self._features = feature_stream(model, self.fs)
-        except (ValueError, UserError) as error:
-            raise UserError(f"{config_file}: {error}") from None
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        self.fs = self._decoder.fs if fs is None else fs
+        self._features = feature_stream(model, self.fs)
         self._set_chunk(chunk_seconds)
         self.reset()
 

@@ -31,9 +31,20 @@ class Timing:
 
 
 def recognize(
-    recognizer: StreamingRecognizer, blocks: Iterable[np.ndarray], timing: Timing, show: Callable[[Partial], None]
+    recognizer: StreamingRecognizer,
+    blocks: Iterable[np.ndarray],
+    timing: Timing,
+    show: Callable[[Partial], None] = lambda partial: None,
+    interruptible: bool = False,
 ) -> Partial:
-    """Recognize a recording and call `show` with each new state of its text; Ctrl-C ends the recording.
+    """Recognize a recording.
+
+    Args:
+        recognizer: at the beginning of a recording.
+        blocks: the recording.
+        timing: to which is added what this takes.
+        show: called with each new state of the text.
+        interruptible: whether Ctrl-C ends the recording, and no more than that.
 
     Returns:
         the whole text.
@@ -53,7 +64,8 @@ def recognize(
         for block in blocks:
             timed(recognizer.accept, block)
     except KeyboardInterrupt:
-        pass
+        if not interruptible:
+            raise
     partial = timed(recognizer.finish)
     show(partial)
     timing.audio += partial.seconds
@@ -100,7 +112,7 @@ class TerminalText:
         self._line = ""  # the part of them in the terminal's last line
 
     def __call__(self, partial: Partial) -> None:
-        columns = os.get_terminal_size(self.stream.fileno()).columns - 1
+        columns = (os.get_terminal_size(self.stream.fileno()).columns or 80) - 1  # some terminals do not know
         output = _CLEAR_LINE
         for word in partial.stable[self._shown :].split():
             line = f"{self._line} {word}".lstrip()

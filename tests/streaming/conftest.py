@@ -25,7 +25,7 @@ ENCODER = {
 }
 
 
-def write_model(directory: Path, encoder: dict | None = None, **options) -> tuple[Path, Path]:
+def write_model(directory: Path, encoder_options: dict | None = None, **options) -> tuple[Path, Path]:
     """``config.yaml`` and weights of a model that says something in most frames: (config_file, model_file)."""
     from espnet2.tasks.asr import ASRTask
 
@@ -36,7 +36,7 @@ def write_model(directory: Path, encoder: dict | None = None, **options) -> tupl
     np.savez(directory / "stats.npz", **stats)
     settings = {
         "encoder": "lmu",
-        "encoder_conf": {**ENCODER, **(encoder or {})},
+        "encoder_conf": {**ENCODER, **(encoder_options or {})},
         "model_conf": {"ctc_weight": 1.0},
         "best_model_criterion": [["valid", "loss", "min"]],
         "token_type": "char",

@@ -124,10 +124,11 @@ def test_models_that_cannot_stream_say_why(tmp_path):
             ({}, {"normalize": "utterance_mvn", "normalize_conf": {}}, "global_mvn"),
             ({}, {"frontend_conf": {**frontend, "frontend_conf": {"use_wpe": True}}}, "reverberation"),
             ({}, {"input_size": 40}, "40 features a frame"),
+            (None, {"encoder": "rnn", "encoder_conf": {"hidden_size": 8}}, "RNNEncoder"),
         ]
     ):
         model = write_model(tmp_path / str(number), encoder, **{"frontend_conf": frontend, **options})
-        with pytest.raises(UserError, match=f"config.yaml: .*{message}") as error:
+        with pytest.raises(UserError, match=f"this (model|encoder) .*{message}") as error:
             StreamingRecognizer(*model)
         assert "\n" not in str(error.value)
 

@@ -13,8 +13,10 @@ import soundfile
 from conftest import RATE, make_audio
 
 from espnet_lmu.bin import main
+from espnet_lmu.data.audio import resample
+from espnet_lmu.data.kaldi_dir import write_data_dir
 from espnet_lmu.errors import UserError
-from espnet_lmu.streaming import Partial, StreamingRecognizer
+from espnet_lmu.streaming import Partial, StreamingRecognizer, evaluate
 from espnet_lmu.streaming.audio import file_blocks, import_sounddevice, pcm_blocks
 from espnet_lmu.streaming.session import PlainText, TerminalText, Timing, recognize, summary
 
@@ -32,8 +34,16 @@ def test_a_file_comes_at_the_pace_of_its_recording(tmp_path, monkeypatch):
     assert taken == round(1.01 * RATE)
     assert np.array_equal(np.concatenate(list(file_blocks(path, RATE, fast=True))), make_audio(1.01))
     assert clock[0] == pytest.approx(101.01)
-    # at another rate
-    assert sum(map(len, file_blocks(path, 8000, fast=True))) == round(1.01 * 8000)
+
+
+@pytest.mark.parametrize("seconds", [0.7, 10, 20.5, 33.123])
+def test_a_file_of_another_rate_is_resampled_as_a_whole(seconds, tmp_path):
+    path, samples = str(tmp_path / "a.wav"), make_audio(seconds)
+    soundfile.write(path, samples, 44100, subtype="FLOAT")
+    wanted = resample(samples, 44100, RATE)
+    found = np.concatenate(list(file_blocks(path, RATE, fast=True)))
+    assert len(found) == len(wanted)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
 def test_samples_of_a_pipe_whatever_its_pieces():
@@ -111,7 +121,7 @@ def test_ctrl_c_ends_the_recording(fbank_model):
     recognizer.accept(make_audio(3))
     wanted = recognizer.finish()
     timing, shown = Timing(), []
-    assert recognize(recognizer.another(), blocks(), timing, shown.append) == wanted == shown[-1]
+    assert recognize(recognizer.another(), blocks(), timing, shown.append, interruptible=True) == wanted == shown[-1]
     assert timing.audio == 3 and len(timing.chunks) == len(shown) - 1
     assert f"latency: {recognizer.latency:.3f} s at most (chunks of 0.08 s)" in summary(recognizer, timing)
 
@@ -159,3 +169,30 @@ def test_a_missing_portaudio_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     with pytest.raises(UserError, match="PortAudio"):
         import_sounddevice()
+
+
+def test_error_rate_against_latency(fbank_model, tmp_path, capsys):
+    """The table's errors are those of the texts of `espnet-lmu stream`; the references are what one chunk size says."""
+    texts, paths = {}, {}
+    recognizer = StreamingRecognizer(*fbank_model)
+    for seed in range(3):
+        key = f"utterance{seed}"
+        paths[key] = str(tmp_path / f"{key}.wav")
+        soundfile.write(paths[key], make_audio(3, seed), RATE, subtype="FLOAT")
+        alone = recognizer.another(0.16)
+        alone.accept(make_audio(3, seed))
+        texts[key] = alone.finish().text
+    write_data_dir(tmp_path / "set", {"wav.scp": paths, "text": texts, "utt2spk": {key: key for key in texts}})
+    lines = list(evaluate.evaluate(str(fbank_model[0].parent), [str(tmp_path / "set")], [0.16, 0.04, float("inf")]))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[1:]]
+    assert [row[:3] for row in rows] == [["set", "160", "175"], ["set", "40", "55"], ["set", "whole", "the recording"]]
+    assert rows[0][3] == "0.00" and float(rows[1][3]) > 0 < float(rows[2][3])
+    assert all(float(row[5]) > 0 for row in rows)
+
+
+@pytest.mark.parametrize("chunk", ["0", "-1", "nan", "all"])
+def test_a_chunk_size_that_cannot_be_is_refused(chunk, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evaluate", "model", "data", "--chunk", chunk])
+    with pytest.raises(SystemExit):
+        evaluate.main()
+    assert "give seconds, or the word whole" in capsys.readouterr().err
