@@ -11,7 +11,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["espnet_lmu", "espnet_lmu.*"]),
-    package_data={"espnet_lmu.report": ["page.html"]},
+    package_data={"espnet_lmu.report": ["page.html"], "espnet_lmu.serve": ["page.html"]},
     install_requires=[
         # torchaudio ends with 2.11, and torch and torchaudio must be of one release.
         "torch==2.11.0",
@@ -46,9 +46,14 @@ setup(
             "onnx",
             "onnxruntime",
             "sherpa-onnx==2.0.1",
+            "fastapi",
+            "uvicorn>=0.54",
+            "websockets",
+            "playwright",
         ],
         "hub": ["huggingface_hub"],
         "microphone": ["sounddevice"],
+        "serve": ["fastapi", "uvicorn>=0.54", "websockets"],
     },
     entry_points={"console_scripts": ["espnet-lmu=espnet_lmu.bin.main:main"]},
 )

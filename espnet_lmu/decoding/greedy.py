@@ -1,22 +1,16 @@
-"""Greedy CTC decoding (Graves et al. 2006, best path) of a data directory, in batches of similar length.
+"""Greedy CTC decoding (Graves et al. 2006, best path), in batches.
 
 B utterances, T encoder frames, V tokens; token 0 is the blank.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 
 from espnet_lmu.data.audio import read_audio
-from espnet_lmu.data.files import parse_rate, shorten
-from espnet_lmu.data.filter import read_durations
-from espnet_lmu.data.kaldi_dir import check_same_ids, read_table
+from espnet_lmu.data.files import parse_rate
 from espnet_lmu.decoding.model import load_asr_model
 from espnet_lmu.decoding.results import Hypothesis
 from espnet_lmu.errors import UserError
@@ -109,6 +103,12 @@ class GreedyDecoder:
         """The words that token ids spell."""
         return " ".join(self.tokenizer.tokens2text(self.converter.ids2tokens(ids)).split())
 
+    def hypothesis(self, ids: list[int], score: float) -> Hypothesis:
+        """The hypothesis with these token ids."""
+        ids = [token for token in ids if token != self.sos_eos]
+        tokens = self.converter.ids2tokens(ids)
+        return Hypothesis(self.text(ids), " ".join(tokens), " ".join(map(str, ids)), f"{score:.4f}")
+
     def decode(self, inputs: list[np.ndarray]) -> list[Hypothesis]:
         """Hypotheses of a batch of waveforms (samples,) or feature matrices (frames, D).
 
@@ -121,10 +121,7 @@ class GreedyDecoder:
             if log_probs is None:
                 hypotheses.append(Hypothesis())
                 continue
-            ids, score = best_path(log_probs[None], torch.tensor([len(log_probs)]))[0]
-            ids = [token for token in ids if token != self.sos_eos]
-            tokens = self.converter.ids2tokens(ids)
-            hypotheses.append(Hypothesis(self.text(ids), " ".join(tokens), " ".join(map(str, ids)), f"{score:.4f}"))
+            hypotheses.append(self.hypothesis(*best_path(log_probs[None], torch.tensor([len(log_probs)]))[0]))
         return hypotheses
 
 
@@ -146,63 +143,10 @@ def load_input(path: str, decoder: GreedyDecoder) -> np.ndarray:
     return samples
 
 
-_decoder: GreedyDecoder  # inherited by forked workers: ESPnet is imported and the model loaded once
-
-
-def _decode_batch(batch: list[tuple[str, str]]) -> dict[str, Hypothesis]:
-    """Hypotheses of a batch of (id, path)."""
-    hypotheses = _decoder.decode([load_input(path, _decoder) for _, path in batch])
-    return {utterance: hypothesis for (utterance, _), hypothesis in zip(batch, hypotheses, strict=True)}
-
-
-def decode_greedy(data_dir: Path, decoder: GreedyDecoder, batch_size: int = 16, nj: int = 1) -> dict[str, Hypothesis]:
-    """Decode a formatted data directory; prints the real-time factor (processing time / audio duration).
-
-    Args:
-        data_dir: with ``wav.scp`` or ``feats.scp``.
-        decoder: the model; on a GPU, `nj` must be 1.
-        batch_size: utterances in a batch.
-        nj: processes to fork. OpenMP's threads do not survive a fork: with more than one, call
-            ``torch.set_num_threads(1)`` before the model is made.
-    """
-    global _decoder
-    from tqdm import tqdm
-
-    _decoder = decoder
-    raw = decoder.input_size is None
-    scp = read_table(data_dir / ("wav.scp" if raw else "feats.scp"))
-    durations = read_durations(data_dir, _decoder.fs)
-    check_same_ids(scp, data_dir, durations, f"{data_dir}: lengths")
-    # Longest first: what does not fit into memory fails at once, and the short batches even out the end.
-    order = sorted(scp, key=lambda key: (-durations[key], key))
-    batches = [[(key, scp[key]) for key in order[i : i + batch_size]] for i in range(0, len(order), batch_size)]
-
+def decode_greedy(decoder: GreedyDecoder, batches: list[list[tuple[str, str]]]) -> list[dict[str, Hypothesis]]:
+    """Hypotheses of batches of (id, path), as `espnet_lmu.decoding.pieces.decode_set` wants them."""
     hypotheses: dict[str, Hypothesis] = {}
-    start = time.perf_counter()
-    with tqdm(desc=f"decode {data_dir.name}", total=len(scp), unit="utt", dynamic_ncols=True) as bar:
-        if nj > 1:
-            with ProcessPoolExecutor(min(nj, len(batches)), multiprocessing.get_context("fork")) as pool:
-                futures = [pool.submit(_decode_batch, batch) for batch in batches]
-                try:
-                    for future in as_completed(futures):
-                        hypotheses.update(future.result())
-                        bar.update(len(future.result()))
-                except BrokenProcessPool:
-                    raise UserError("a decoding process was killed (out of memory?); lower --inference_nj") from None
-                finally:
-                    pool.shutdown(cancel_futures=True)
-        else:
-            for batch in batches:
-                hypotheses.update(_decode_batch(batch))
-                bar.update(len(batch))
-    elapsed = time.perf_counter() - start
-    seconds = sum(durations.values())
-    # A score is there whenever the model ran.
-    short = sorted(key for key, hypothesis in hypotheses.items() if not hypothesis.score)
-    if short:
-        print(f"{data_dir.name}: {len(short)} utterances are too short for the model, no words: {shorten(short)}")
-    print(
-        f"{data_dir.name}: {len(scp)} utterances, {seconds:.1f} s of audio in {elapsed:.1f} s ({nj} processes), "
-        f"real-time factor {elapsed / max(seconds, 1e-9):.4f}"
-    )
-    return hypotheses
+    for batch in batches:
+        keys, paths = zip(*batch, strict=True)
+        hypotheses |= zip(keys, decoder.decode([load_input(path, decoder) for path in paths]), strict=True)
+    return [hypotheses]

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import yaml
 
-from espnet_lmu.data.files import parse_rate, shorten
-from espnet_lmu.data.filter import read_durations
+from espnet_lmu.data.files import shorten
 from espnet_lmu.data.kaldi_dir import read_table, write_table
+from espnet_lmu.decoding.pieces import read_inputs, read_train_config
 from espnet_lmu.decoding.results import FILES, Hypothesis
 from espnet_lmu.errors import UserError
 
+_KINDS = {"wav.scp": "sound", "feats.scp": "kaldi_ark"}
 _SHORTEST = 0.025  # seconds: one analysis window; asr_inference stops with an error at half of it
 
 
@@ -53,17 +54,14 @@ def decode_beam(
     """
     from tqdm import tqdm
 
-    train_config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    train_config = read_train_config(config_file)
     settings = yaml.safe_load(inference_config.read_text(encoding="utf-8")) or {} if inference_config else {}
     extra = shlex.split(arguments)
     _check_ctc_weight(train_config, settings, extra)
 
-    raw = (data_dir / "wav.scp").exists()
-    scp = data_dir / ("wav.scp" if raw else "feats.scp")
-    rate = parse_rate(str((train_config.get("frontend_conf") or {}).get("fs", "16k")))
-    durations = read_durations(data_dir, rate)
+    scp, table, durations = read_inputs(data_dir, train_config)
     short = sorted(key for key in durations if durations[key] < _SHORTEST)
-    keys = [key for key in read_table(scp) if key not in set(short)]
+    keys = [key for key in table if key not in set(short)]
     hypotheses = {key: Hypothesis() for key in short}
     if short:
         print(f"{data_dir.name}: {len(short)} utterances are too short for the model, no words: {shorten(short)}")
@@ -77,7 +75,7 @@ def decode_beam(
         output = logdir / f"output.{job + 1}"
         write_table(key_file, dict.fromkeys(part, "-"))
         command = [sys.executable, "-m", "espnet_lmu.run", "-m", "espnet2.bin.asr_inference", "--ngpu", str(ngpu)]
-        command += ["--data_path_and_name_and_type", f"{scp},speech,{'sound' if raw else 'kaldi_ark'}"]
+        command += ["--data_path_and_name_and_type", f"{data_dir / scp},speech,{_KINDS[scp]}"]
         command += ["--key_file", str(key_file), "--output_dir", str(output)]
         command += ["--asr_train_config", str(config_file), "--asr_model_file", str(model_file)]
         command += ["--config", str(inference_config)] if inference_config else []

@@ -10,10 +10,10 @@ import soundfile
 import torch
 
 from espnet_lmu.data.kaldi_dir import read_table, write_table
-from espnet_lmu.decoding.decode import read_settings
 from espnet_lmu.decoding.greedy import best_path, load_input
 from espnet_lmu.decoding.model import check_parameters
 from espnet_lmu.decoding.search import _check_ctc_weight, decode_beam
+from espnet_lmu.decoding.settings import read_settings
 from espnet_lmu.errors import UserError
 
 
@@ -56,6 +56,14 @@ def test_weights_of_another_model_are_refused_by_name():
         ("decoding: greedy\nbeam_size: 3\n", "greedy decoding has no setting beam_size"),
         ("decoding: best\n", "decoding: best: give greedy"),
         ("decoding: greedy\nbatch_size: 0\n", "batch_size: 0: give a whole number"),
+        ("decoding: ctc_beam\nbeam: 3\n", "ctc_beam decoding has no setting beam; it has batch_size, beam_size"),
+        ("decoding: ctc_beam\nbeam_size: many\n", "beam_size: many: give a whole number of hypotheses"),
+        ("decoding: ctc_beam\nbeam_threshold: 0\n", "beam_threshold: 0: give a positive number"),
+        ("decoding: ctc_beam\nngram: char\n", "ngram: char: give token, or word"),
+        ("decoding: ctc_beam\nlm_weight: 1.0\n", "lm_weight: without ngram: token or word there is no language model"),
+        ("decoding: ctc_beam\nngram: token\nlm_weight: [1, -1]\n", r"lm_weight: \[1, -1\]: give a number from 0 on"),
+        ("decoding: ctc_beam\ninsertion_score: 1e0\n", "insertion_score: 1e0: give a number, or a list"),
+        ("ctc_weight: 1.0\nlm_weight: [0.1, 0.2]\n", "lm_weight: ESPnet's search takes one number"),
         ("- greedy\n", "expected lines of NAME: VALUE"),
         ("decoding: [\n", "cannot be read"),
     ],
@@ -65,6 +73,13 @@ def test_decoding_settings_are_checked(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=f"decode.yaml: {message}"):
         read_settings(path)
+
+
+def test_settings_of_the_prefix_beam_search_have_defaults_and_ascending_lists(tmp_path):
+    (tmp_path / "beam.yaml").write_text("decoding: ctc_beam\nngram: word\nlm_weight: [2, 0.5]\nbeam_size: 7\n")
+    settings = read_settings(tmp_path / "beam.yaml")
+    assert (settings["lm_weight"], settings["insertion_score"]) == ([0.5, 2.0], [0.0])
+    assert (settings["beam_size"], settings["beam_size_token"], settings["batch_size"]) == (7, None, 16)
 
 
 def test_greedy_is_the_default_and_search_needs_no_key(tmp_path):

@@ -27,7 +27,7 @@ stage=1                   # First stage to run.
 stop_stage=15             # Last stage to run.
 ngpu=0                    # Number of GPUs to train on, of each machine; decoding then uses one (0: CPU).
 num_nodes=1               # Number of machines to train on; egs/TRAINING.md shows how to start them.
-nj=$(nproc)                # Number of processes (with --cmd slurm: jobs) that prepare data.
+nj=$(env -u OMP_NUM_THREADS nproc) # Number of processes (with --cmd slurm: jobs) that prepare data.
 train_nj=2                # Number of processes that train together on each machine's CPU (with --ngpu 0).
 cmd=local                 # Where stages run: local (this machine) or slurm.
 slurm_config=             # Settings of Slurm jobs: partition, time, memory, ... (YAML; default: conf/slurm.yaml).
@@ -59,7 +59,24 @@ ignore_init_mismatch=false # Leave out what has another shape in the pretrained 
 feats_normalize=global_mvn # Normalization of the features.
 asr_speech_fold_length=800 # Fold length of speech, in frames (batch_type: folded).
 asr_text_fold_length=150  # Fold length of text, in tokens (batch_type: folded).
-inference_config=         # Decoding settings (YAML); with "decoding: greedy", or none, greedy CTC.
+use_lm=false              # Whether to train a neural LM (stages 6 to 8), and decode with it in ESPnet's search.
+lm_config=                # Training configuration of the neural LM (YAML; default: conf/train_lm_lstm.yaml of the package).
+lm_args=                  # Further arguments of lm_train; they overrule the configuration.
+lm_tag=                   # Name of the neural LM, in place of one made from the options.
+lm_exp=                   # Directory of the neural LM; lm_tag is then ignored.
+lm_stats_dir=             # Directory of the neural LM's statistics.
+lm_train_text=            # Transcripts that LMs learn from, lines of ID WORDS (default: those of the training set).
+lm_further_text=          # Further text that LMs learn from, a sentence a line, plain or .gz.
+lm_dev_text=              # Text that LMs are validated on, lines of ID WORDS (default: that of the validation set).
+lm_test_text=             # Text whose perplexity stage 8 computes (default: that of the first test set).
+lm_fold_length=150        # Fold length of text, in tokens (batch_type: folded).
+use_ngram=false           # Whether to make an n-gram (stage 9), for "decoding: ctc_beam".
+ngram_num=3               # Order of the n-gram.
+ngram_unit=token          # What the n-gram is of: token, or word (with a lexicon of its words).
+ngram_lm=                 # ARPA file of your own (or .gz), in place of an n-gram trained on the transcripts.
+ngram_exp=                # Directory of the n-grams.
+inference_lm=valid.loss.ave.pth # File of the neural LM to decode with, in its directory.
+inference_config=         # Decoding settings (YAML): greedy (also without a file), prefix beam search or ESPnet's search.
 inference_args=           # Further arguments of asr_inference; they overrule the configuration.
 inference_tag=            # Name of the decoding directory, in place of one made from the options.
 inference_nj=2            # Number of decoding processes.
@@ -73,7 +90,7 @@ usage() {
     echo "usage: ./run.sh [--OPTION VALUE ...]"
     echo "Stages: 1 data, 2 speed perturbation, 3 format or features, 4 filter by length, 5 token list,"
     echo "        10 statistics, 11 training, 12 decoding, 13 scoring, 14 packing, 15 upload to the Hugging Face hub"
-    echo "        (6-9, language models: none yet)"
+    echo "        6-8 statistics, training and perplexity of a neural LM (--use_lm true), 9 n-gram (--use_ngram true)"
     echo "Options (with this recipe's defaults):"
     local name text
     for name in ${options}; do
@@ -115,13 +132,19 @@ need_one_of() {
     shift
     [[ " $* " == *" ${!name} "* ]] || die "--${name} ${!name}: give one of: $*"
 }
-for name in stage stop_stage ngpu num_nodes nj train_nj num_splits_asr nbpe inference_nj; do need_number "${name}"; done
+for name in stage stop_stage ngpu num_nodes nj train_nj num_splits_asr nbpe ngram_num inference_nj; do need_number "${name}"; done
 for name in train_set valid_set test_sets; do [ -n "${!name}" ] || die "--${name} is required"; done
 need_one_of feats_type raw fbank
 need_one_of cmd local slurm
+[ "${WORLD_SIZE:-1}" -le 1 ] || [ "${stage},${stop_stage}" = 11,11 ] ||
+    die "WORLD_SIZE is set, so this starts several times: give --stage 11 --stop_stage 11, and run the other stages once"
 slurm_config=${slurm_config:-${root}/conf/slurm.yaml}
 need_one_of token_type bpe char
-for name in asr_config inference_config; do
+need_one_of use_lm true false
+need_one_of use_ngram true false
+need_one_of ngram_unit token word
+lm_config=${lm_config:-${root}/conf/train_lm_lstm.yaml}
+for name in asr_config lm_config ngram_lm inference_config; do
     [ -z "${!name}" ] || [ -f "${!name}" ] || die "--${name} ${!name}: no such file"
 done
 command -v "${python}" >/dev/null || die "--python ${python}: no such program"
@@ -147,9 +170,20 @@ if [ -z "${asr_tag}" ]; then
 fi
 asr_exp=${asr_exp:-${expdir}/asr_${asr_tag}}
 asr_stats_dir=${asr_stats_dir:-${expdir}/asr_stats_${tag}${sp}}
+# A language model is of the tokens, or of words that it spells in them.
+lm_token_tag=${lang}_${token_type}
+[ "${token_type}" = char ] || lm_token_tag+="${nbpe}"
+lm_stats_dir=${lm_stats_dir:-${expdir}/lm_stats_${lm_token_tag}}
+lm_exp=${lm_exp:-${expdir}/lm_${lm_tag:-$(basename "${lm_config}" .yaml)_${lm_token_tag}$(as_tag "${lm_args}")}}
+ngram_exp=${ngram_exp:-${expdir}/ngram}
+ngram_name=${ngram_num}gram
+[ -z "${ngram_lm}" ] || ngram_name=$(basename "${ngram_lm}" .gz) ngram_name=${ngram_name%.arpa}
+ngram_file() { echo "${ngram_exp}/$1_${lm_token_tag}/${ngram_name}"; }
 if [ -z "${inference_tag}" ]; then
     inference_tag=$(basename "${inference_config:-inference}" .yaml)
-    inference_tag+=$(as_tag "${inference_args}")_asr_model_$(sed -e 's|/|_|g' -e 's/\.[^.]*$//' <<<"${inference_asr_model}")
+    inference_tag+=$(as_tag "${inference_args}")
+    ! "${use_lm}" || inference_tag+=_lm_$(basename "${lm_exp}")_$(sed -e 's|/|_|g' -e 's/\.[^.]*$//' <<<"${inference_lm}")
+    inference_tag+=_asr_model_$(sed -e 's|/|_|g' -e 's/\.[^.]*$//' <<<"${inference_asr_model}")
 fi
 data_feats=${dumpdir}/${feats_type}
 original_train_set=${train_set}
@@ -243,6 +277,114 @@ record_start() {
     "${python}" -m espnet_lmu.report.record --ngpu "${ngpu}" --cmd "${cmd}" "$1" "$0" ${arguments[@]+"${arguments[@]}"}
 }
 
+# The last exception, or complaint about an option, of this run; the log may have earlier runs too.
+what_failed() {
+    tail -n "+$((logged + 1))" "$1" | sed -n 's/^error: //p' | head -n 1 | grep . ||
+        tail -n "+$((logged + 1))" "$1" | grep -E '^[A-Za-z0-9_.]*(Error|Exception)\b|: error: ' |
+        grep -v 'with exit code' | tail -n 1 | grep . || tail -n 1 "$1"
+}
+
+# Run a training of ESPnet: run_training STAGE LOG ARGUMENT_OF_PYTHON ... The console shows each epoch's results and the
+# time left; the log has everything, of resumed runs too.
+run_training() {
+    local stage_name=$1 train_log=$2
+    shift 2
+    local epoch_started='s/.*INFO: ([0-9]+\/[0-9]+epoch started\. Estimated .*)/\1/p;t'
+    local epoch_results='s/.*INFO: ([0-9]+epoch) results: \[train\] (.*, )?loss=([^,]+),.* time=([^,]+),.*\[valid\]'
+    epoch_results+=' (.*cer_ctc=([^,]+),)?.*\bloss=([^,]+),.*/\1: train loss \3 in \4, valid loss \7, CER \6/;T;s/, CER $//;p'
+    touch "${train_log}"
+    logged=$(wc -l <"${train_log}")
+    "${python}" "$@" 2>&1 | tee -a "${train_log}" | sed -unE -e "${epoch_started}" -e "${epoch_results}" ||
+        die "stage ${stage_name}: training failed: $(what_failed "${train_log}") (log: ${train_log})"
+}
+
+lm_text=${data_feats}/lm_train.txt
+write_lm_text() {
+    # Copies at other speeds would say the same sentences again.
+    # shellcheck disable=SC2086
+    "${python}" -m espnet_lmu.lm.text --output "${lm_text}" ${lm_further_text:+--further_text ${lm_further_text}} \
+        -- ${lm_train_text:-data/${original_train_set}/text}
+}
+lm_dev_text=${lm_dev_text:-${data_feats}/${valid_set}/text}
+lm_test_text=${lm_test_text:-${data_feats}/${test_sets%% *}/text}
+bpemodel_args=()
+[ "${token_type}" = char ] || bpemodel_args=(--bpemodel "${token_listdir}/bpe.model")
+lm_data_args=(--use_preprocessor true --token_type "${token_type}" --token_list "${token_list}")
+lm_data_args+=(${bpemodel_args[@]+"${bpemodel_args[@]}"} --config "${lm_config}")
+lm_data_args+=(--train_data_path_and_name_and_type "${lm_text},text,text")
+lm_data_args+=(--valid_data_path_and_name_and_type "${lm_dev_text},text,text")
+
+if runs 6 && "${use_lm}"; then
+    log "Stage 6: statistics of the neural LM: ${lm_stats_dir}"
+    need_file "${token_list}" 5
+    need_file "${lm_dev_text}" 4
+    write_lm_text
+    stamp=$({
+        printf '%s\n' "${lm_data_args[@]}" "${lm_args}"
+        cat "${lm_text}" "${lm_dev_text}" "${token_list}" "${lm_config}"
+    } | sha256sum)
+    if [ -f "${lm_stats_dir}/.stamp" ] && [ "$(<"${lm_stats_dir}/.stamp")" = "${stamp}" ]; then
+        log "${lm_stats_dir}: kept"
+    else
+        # It moves into place when complete.
+        unfinished=${lm_stats_dir}.unfinished
+        rm -rf "${unfinished}"
+        mkdir -p "${unfinished}"
+        logged=0
+        # shellcheck disable=SC2086
+        "${python}" -m espnet_lmu.run -m espnet2.bin.lm_train --collect_stats true --ngpu 0 "${lm_data_args[@]}" \
+            --train_shape_file "${lm_text}" --valid_shape_file "${lm_dev_text}" \
+            --output_dir "${unfinished}" ${lm_args} >"${unfinished}/stats.log" 2>&1 ||
+            die "stage 6: statistics failed: $(what_failed "${unfinished}/stats.log") (log: ${unfinished}/stats.log)"
+        # ESPnet reads the size of the vocabulary behind each length.
+        for part in train valid; do
+            sed "s/\$/,$(wc -l <"${token_list}")/" "${unfinished}/${part}/text_shape" \
+                >"${unfinished}/${part}/text_shape.${token_type}"
+        done
+        echo "${stamp}" >"${unfinished}/.stamp"
+        rm -rf "${lm_stats_dir}"
+        mv "${unfinished}" "${lm_stats_dir}"
+    fi
+fi
+
+if runs 7 && "${use_lm}"; then
+    log "Stage 7: training of the neural LM: ${lm_exp} (log: ${lm_exp}/train.log)"
+    need_file "${lm_stats_dir}/.stamp" 6
+    mkdir -p "${lm_exp}"
+    "${python}" -m espnet_lmu.training.resume "${lm_exp}"
+    # shellcheck disable=SC2086
+    run_training 7 "${lm_exp}/train.log" -m espnet_lmu.run -m espnet2.bin.lm_train \
+        --ngpu "${ngpu}" --multiprocessing_distributed "$([ "${ngpu}" -gt 1 ] && echo true || echo false)" \
+        "${lm_data_args[@]}" --resume true --output_dir "${lm_exp}" --fold_length "${lm_fold_length}" \
+        --train_shape_file "${lm_stats_dir}/train/text_shape.${token_type}" \
+        --valid_shape_file "${lm_stats_dir}/valid/text_shape.${token_type}" ${lm_args}
+fi
+
+if runs 8 && "${use_lm}"; then
+    log "Stage 8: perplexity of the neural LM on ${lm_test_text}: ${lm_exp}/perplexity_test"
+    need_file "${lm_exp}/${inference_lm}" 7
+    need_file "${lm_test_text}" 4
+    mkdir -p "${lm_exp}/perplexity_test"
+    logged=0
+    "${python}" -m espnet_lmu.run -m espnet2.bin.lm_calc_perplexity --ngpu "$((ngpu > 0 ? 1 : 0))" \
+        --data_path_and_name_and_type "${lm_test_text},text,text" --train_config "${lm_exp}/config.yaml" \
+        --model_file "${lm_exp}/${inference_lm}" --output_dir "${lm_exp}/perplexity_test" \
+        >"${lm_exp}/perplexity_test/perplexity.log" 2>&1 ||
+        die "stage 8: failed: $(what_failed "${lm_exp}/perplexity_test/perplexity.log")" \
+            "(log: ${lm_exp}/perplexity_test/perplexity.log)"
+    log "perplexity of a ${token_type} token: $(<"${lm_exp}/perplexity_test/ppl")"
+fi
+
+if runs 9 && "${use_ngram}"; then
+    log "Stage 9: n-gram: $(ngram_file "${ngram_unit}").bin"
+    need_file "${token_list}" 5
+    need_file "${lm_dev_text}" 4
+    [ -n "${ngram_lm}" ] || write_lm_text
+    "${python}" -m espnet_lmu.lm.ngram --unit "${ngram_unit}" --order "${ngram_num}" --text "${lm_text}" \
+        ${ngram_lm:+--arpa "${ngram_lm}"} --dev_text "${lm_dev_text}" --token_list "${token_list}" \
+        ${bpemodel_args[@]+"${bpemodel_args[@]}"} --tools "${root}/egs/TEMPLATE/tools/kenlm" "$(ngram_file "${ngram_unit}")"
+fi
+
 if runs 10; then
     log "Stage 10: statistics: ${asr_stats_dir}"
     need_file "${data_feats}/${train_set}/${speech_scp}" 4
@@ -291,27 +433,13 @@ if runs 11; then
     ! "${first_launch}" || record_start "${asr_exp}/train_starts.json"
     launch=(-m espnet_lmu.training.launch "$((ngpu > 0 ? ngpu : train_nj))" --ngpu "${ngpu}" --num_nodes "${num_nodes}")
     [ "${cmd}" = local ] || launch+=(--slurm_config "${slurm_config}")
-    # The last exception, or complaint about an option, of this run; the log has earlier runs too.
-    touch "${train_log}"
-    logged=$(wc -l <"${train_log}")
-    what_failed() {
-        tail -n "+$((logged + 1))" "$1" | sed -n 's/^error: //p' | head -n 1 | grep . ||
-            tail -n "+$((logged + 1))" "$1" | grep -E '^[A-Za-z0-9_.]*(Error|Exception)\b|: error: ' |
-            grep -v 'with exit code' | tail -n 1 | grep . || tail -n 1 "$1"
-    }
-    # The console shows each epoch's results and the time left; the log has everything, of resumed runs too.
-    epoch_started='s/.*INFO: ([0-9]+\/[0-9]+epoch started\. Estimated .*)/\1/p'
-    epoch_results='s/.*INFO: ([0-9]+epoch) results: \[train\] (.*, )?loss=([^,]+),.* time=([^,]+),.*\[valid\]'
-    epoch_results+=' (.*cer_ctc=([^,]+),)?.* loss=([^,]+),.*/\1: train loss \3 in \4, valid loss \7, CER \6/p'
     # shellcheck disable=SC2086
-    "${python}" "${launch[@]}" "${data_args[@]}" "${data_paths[@]}" \
+    run_training 11 "${train_log}" "${launch[@]}" "${data_args[@]}" "${data_paths[@]}" \
         --normalize "${feats_normalize}" --resume true --output_dir "${asr_exp}" \
         --train_shape_file "${train_shapes[0]}" --train_shape_file "${train_shapes[1]}" \
         --valid_shape_file "${asr_stats_dir}/valid/speech_shape" \
         --valid_shape_file "${asr_stats_dir}/valid/text_shape.${token_type}" \
-        --fold_length "${fold_length}" --fold_length "${asr_text_fold_length}" ${asr_args} 2>&1 |
-        tee -a "${train_log}" | sed -unE -e "${epoch_started}" -e "${epoch_results}" ||
-        die "stage 11: training failed: $(what_failed "${train_log}") (log: ${train_log})"
+        --fold_length "${fold_length}" --fold_length "${asr_text_fold_length}" ${asr_args}
 fi
 
 decode_dir=${asr_exp}/${inference_tag}
@@ -320,9 +448,12 @@ if runs 12; then
     log "Stage 12: decoding: ${decode_dir}"
     need_file "${asr_exp}/config.yaml" 11
     record_start "${decode_dir}/decode_starts.json"
+    lm_files=(--token_ngram "$(ngram_file token).bin" --word_ngram "$(ngram_file word).bin")
+    ! "${use_lm}" || lm_files+=(--lm_train_config "${lm_exp}/config.yaml" --lm_file "${lm_exp}/${inference_lm}")
     # shellcheck disable=SC2086
     "${python}" -m espnet_lmu.decoding.decode ${inference_config:+--inference_config "${inference_config}"} \
-        --inference_args="${inference_args}" --nj "${inference_nj}" --ngpu "${ngpu}" \
+        --inference_args="${inference_args}" --nj "${inference_nj}" --ngpu "${ngpu}" "${parallel_args[@]}" \
+        "${lm_files[@]}" --valid_set "${valid_set}" \
         --asr_train_config "${asr_exp}/config.yaml" --asr_model_file "${asr_exp}/${inference_asr_model}" \
         --data_feats "${data_feats}" --decode_dir "${decode_dir}" ${test_sets}
 fi
