@@ -155,6 +155,10 @@ def main() -> None:
 
     import torch
 
+    if on_gpus and torch.cuda.device_count() < args.processes:
+        raise UserError(
+            f"--ngpu {args.processes}: this machine has {torch.cuda.device_count()} GPUs that torch can use"
+        )
     if not on_gpus:
         import_asr_train()  # once: the processes are forks, which CUDA does not survive
     first_rank = launch * args.processes
