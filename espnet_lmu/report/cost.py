@@ -35,12 +35,13 @@ def read_bench(path: Path) -> dict[str, Throughput]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         device = report["machine"]["device"]
-        entries = [entry for comparison in report["comparisons"] for entry in comparison["entries"]]
-        measured = [entry for entry in entries if entry.get("audio_seconds")]
-        found = {
-            entry["name"]: Throughput(entry["audio_seconds"] / entry["median"], device, entry["peak_bytes"])
-            for entry in measured
-        }
+        found = {}
+        for comparison in report["comparisons"]:
+            for entry in comparison["entries"]:
+                if entry.get("audio_seconds"):
+                    name, speed = entry["name"], entry["audio_seconds"] / entry["median"]
+                    batch = next((note for note in comparison["notes"] if note.startswith(f"{name}: ")), name)
+                    found[name] = Throughput(speed, f"{device}, {batch}", entry["peak_bytes"])
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -95,7 +96,7 @@ def format_costs(
     speeds = " ".join(f"{factor:g}" for factor in factors)
     lines += [
         f"- Throughput: {'; '.join(sources)}. Measured figures are training steps of encoder, CTC and AdamW in the "
-        "configuration's batch of utterances of one length; reading data, validation and saving come on top.",
+        "batch named, of utterances of one length; reading data, validation and saving come on top.",
         f"- {_CORPUS_HOURS} h of audio at the speeds {speeds} are {audio:,.0f} h an epoch; epochs are the "
         "configuration's max_epoch.",
         f"- Several devices give {_EFFICIENCY:.0%} of their sum: assumed, not measured.",

@@ -260,7 +260,8 @@ def test_cost_follows_from_the_throughput(tmp_path, capsys):
     config = tmp_path / "tiny.yaml"
     config.write_text(CONFIG + "max_epoch: 10\nkeep_nbest_models: 3\n")
     entry = {"name": "tiny", "median": 0.5, "audio_seconds": 50.0, "peak_bytes": 2_000_000_000}
-    bench = {"machine": {"device": "Some GPU"}, "comparisons": [{"entries": [entry, {"name": "x", "median": 1.0}]}]}
+    comparison = {"entries": [entry, {"name": "x", "median": 1.0}], "notes": ["tiny: B=4, 50 s of audio a step"]}
+    bench = {"machine": {"device": "Some GPU"}, "comparisons": [comparison]}
     (tmp_path / "bench.json").write_text(json.dumps(bench))
     arguments = ["--speed_perturb_factors", "0.5 1.0", "--gpus", "1", "--gpus", "4", str(config)]
     assert main(["cost", "--bench", str(tmp_path / "bench.json"), *arguments]) == 0
@@ -270,7 +271,7 @@ def test_cost_follows_from_the_throughput(tmp_path, capsys):
     row = next(line for line in page.splitlines() if line.startswith("| tiny"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[2:] == ["10", "28,827", "100", f"{hours:.1f}", f"{hours:.1f}", f"{hours / 3.6:.1f}", "2.0", "0.00"]
-    assert "Throughput: Some GPU" in page and "90%" in page
+    assert "Throughput: Some GPU, tiny: B=4, 50 s of audio a step." in page and "90%" in page
     assert main(["cost", "--throughput", "100", *arguments]) == 0
     assert f"| {hours:.1f} |" in capsys.readouterr().out
 
