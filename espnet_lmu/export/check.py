@@ -8,10 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from espnet_lmu.data.audio import read_audio
+from espnet_lmu.data.format import fbank
 from espnet_lmu.data.kaldi_dir import check_same_ids, read_table
 from espnet_lmu.decoding.greedy import GreedyDecoder, best_path, load_input
+from espnet_lmu.encoder.streaming import stream
 from espnet_lmu.errors import UserError
 from espnet_lmu.scoring.error_rate import score, split_words
 
@@ -20,8 +24,61 @@ from espnet_lmu.scoring.error_rate import score, split_words
 TOLERANCE = 1e-3
 
 
-def check_difference(name: str, expected: list[np.ndarray], found: list[np.ndarray]) -> float:
-    """The largest difference between log posteriors; raises UserError above `TOLERANCE`."""
+Run = Callable[..., list[np.ndarray]]  # a file: arrays to arrays, both in its order
+
+
+def reference(model: nn.Module, x: Tensor) -> np.ndarray:
+    """PyTorch's log posteriors (T', V) of features (T, F).
+
+    One utterance at a time: ESPnet's utterance_mvn with norm_vars counts the padding of a batch.
+    """
+    with torch.inference_mode():
+        x, lengths = x[None].clone(), torch.tensor([len(x)])  # normalization may work in place
+        if model.normalize is not None:
+            x, lengths = model.normalize(x, lengths)
+        ctc = model.ctc if model.encoder.interctc_use_conditioning else None
+        encoded, _, _ = model.encoder(x, lengths, ctc=ctc)
+        encoded = encoded[0] if isinstance(encoded, tuple) else encoded
+        return model.ctc.log_softmax(encoded)[0].numpy()
+
+
+def streaming_reference(model: nn.Module, x: Tensor, chunk: int) -> np.ndarray:
+    """PyTorch's log posteriors (B, T', V) of features (B, T, F) that arrive in two parts; `chunk` in encoder frames."""
+    ctc = model.ctc if model.encoder.interctc_use_conditioning else None
+    outputs, state = [], None
+    with torch.inference_mode():
+        x = x.clone()
+        if model.normalize is not None:
+            x, _ = model.normalize(x, torch.full((len(x),), x.size(1)))
+        half = x.size(1) // 2
+        for part, is_final in ((x[:, :half], False), (x[:, half:], True)):
+            y, state = stream(model.encoder, part, state, is_final, ctc, chunk)
+            outputs.append(model.ctc.log_softmax(y))
+        return torch.cat(outputs, dim=1).numpy()
+
+
+def run_chunks(step: Run, state: list[np.ndarray], x: np.ndarray, frames: int) -> np.ndarray:
+    """Log posteriors (B, T', V) of features (B, T, F) by a streaming file, in chunks of `frames` feature frames."""
+    outputs = []
+    for start in range(0, x.shape[1], frames):
+        part = x[:, start : start + frames]
+        lengths = np.full(len(x), part.shape[1])
+        padded = np.pad(part, ((0, 0), (0, frames - part.shape[1]), (0, 0)))
+        log_probs, counts, *state = step(padded, lengths, *state)
+        outputs.append(log_probs[:, : counts[0]])
+    return np.concatenate(outputs, axis=1)
+
+
+def plausible_features(model: nn.Module, batch: int, frames: int, size: int) -> Tensor:
+    """Random features (B, T, F) of the size that the model's normalization expects."""
+    x = torch.randn(batch, frames, size, generator=torch.Generator().manual_seed(0))
+    if hasattr(model.normalize, "mean"):
+        return (x * model.normalize.std + model.normalize.mean).float()
+    return 2 * x
+
+
+def check_difference(name: str, expected: list[np.ndarray], found: list[np.ndarray]) -> None:
+    """Print the largest difference between log posteriors; raise UserError if it is above `TOLERANCE`."""
     shapes = [array.shape for array in expected], [array.shape for array in found]
     if shapes[0] != shapes[1]:
         raise UserError(f"{name}: shapes {shapes[1]} where PyTorch gives {shapes[0]}; nothing was written")
@@ -42,35 +99,38 @@ class Utterance:
     text: str
 
 
+def features_of(decoder: GreedyDecoder, samples: np.ndarray, rate: int) -> np.ndarray:
+    """What the model's normalization takes for samples (S,): features (T, F); none of samples too few for a frame."""
+    if decoder.input_size is not None:
+        return fbank(samples, rate)
+    if len(samples) < decoder.minimum_length:
+        return np.zeros((0, decoder.model.frontend.output_size()), np.float32)
+    with torch.inference_mode():
+        features, _ = decoder.model.frontend(torch.from_numpy(samples)[None], torch.tensor([len(samples)]))
+    return features[0].numpy()
+
+
 def read_utterances(directory: Path, decoder: GreedyDecoder, rate: int) -> dict[str, Utterance]:
     """Utterances of a data directory with `text` and `feats.scp`, or `wav.scp`.
 
     Raises:
-        UserError: a file is missing, or not of the model's rate or kind of features.
+        UserError: a file is missing, or not of the model's rate or kind of features, or there are no words.
     """
-    import torch
-
-    from espnet_lmu.data.format import fbank
-
     texts = read_table(directory / "text")
-    if decoder.input_size is not None and (directory / "feats.scp").exists():
-        scp = read_table(directory / "feats.scp")
-        check_same_ids(scp, directory / "feats.scp", texts, directory / "text")
+    if not any(texts.values()):
+        raise UserError(f"{directory / 'text'}: no words to score against")
+    stored = decoder.input_size is not None and (directory / "feats.scp").exists()
+    scp_file = directory / ("feats.scp" if stored else "wav.scp")
+    scp = read_table(scp_file)
+    check_same_ids(scp, scp_file, texts, directory / "text")
+    if stored:
         return {key: Utterance(load_input(path, decoder), None, texts[key]) for key, path in scp.items()}
-    scp = read_table(directory / "wav.scp")
-    check_same_ids(scp, directory / "wav.scp", texts, directory / "text")
     utterances = {}
     for key, path in scp.items():
         samples, found = read_audio(path)
         if found != rate:
             raise UserError(f"{path}: sampling rate {found} Hz, but the model was trained on {rate} Hz; see stage 3")
-        if decoder.input_size is not None:
-            features = fbank(samples, rate)
-        else:
-            with torch.inference_mode():
-                frames = decoder.model.frontend(torch.from_numpy(samples)[None], torch.tensor([len(samples)]))[0]
-            features = frames[0].numpy()
-        utterances[key] = Utterance(features, samples, texts[key])
+        utterances[key] = Utterance(features_of(decoder, samples, rate), samples, texts[key])
     return utterances
 
 
@@ -96,8 +156,6 @@ HEADER = "|model|size (MB)|CPU ms per utterance|WER (%)|texts unlike PyTorch's|\
 
 def compare(utterances: dict[str, Utterance], decoder: GreedyDecoder, candidates: list[Candidate]) -> None:
     """Decode every utterance alone with each candidate in turn, and note texts and times."""
-    import torch
-
     for key, utterance in utterances.items():
         for candidate in candidates:
             start = time.thread_time()

@@ -17,7 +17,7 @@ from espnet_lmu.lmu.naive import valid_frames
 
 # Root mean square of speech, of full scale: what a waveform that was brought to unit variance is multiplied by, so that
 # the features' floor, which is an absolute level, lies where it lies in training.
-_SPEECH_LEVEL = 0.03
+SPEECH_LEVEL = 0.03
 
 
 class Normalization(nn.Module):
@@ -199,6 +199,6 @@ class WaveGraph(nn.Module):
 
     def forward(self, samples: Tensor) -> Tensor:
         """(1, S) -> (1, T', V)."""
-        x = self.log_mel(samples * _SPEECH_LEVEL)
+        x = self.log_mel(samples * SPEECH_LEVEL)
         lengths = torch.full_like(x[:, 0, 0], x.size(1)).to(torch.int64)
         return self.graph(x, lengths)[0]

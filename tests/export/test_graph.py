@@ -11,7 +11,7 @@ from espnet2.layers.utterance_mvn import UtteranceMVN
 
 from espnet_lmu import LMUEncoder
 from espnet_lmu.errors import UserError
-from espnet_lmu.export.export import reference, run_chunks
+from espnet_lmu.export.check import reference, run_chunks
 from espnet_lmu.export.graph import OfflineGraph, WaveGraph, espnet_log_mel, kaldi_log_mel
 from espnet_lmu.export.layers import LoopLMU
 from espnet_lmu.export.streaming import StreamingGraph, check_streamable
