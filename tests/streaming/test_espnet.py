@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import RATE, make_audio
+from streaming_tools import RATE, make_audio
 
 from espnet_lmu.data.kaldi_dir import read_table, write_table
 from espnet_lmu.decoding.model import load_asr_model

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import RATE, cut, make_audio, random_pieces
 from espnet2.asr.frontend.default import DefaultFrontend as ESPnetFrontend
+from streaming_tools import RATE, cut, make_audio, random_pieces
 
 from espnet_lmu.data.format import fbank, format_data_dir
 from espnet_lmu.data.kaldi_dir import read_table, write_data_dir
@@ -71,7 +71,7 @@ def test_stored_features(tmp_path):
     soundfile.write(tmp_path / "u.wav", make_audio(3), RATE)
     tables = {"wav.scp": {"u": str(tmp_path / "u.wav")}, "text": {"u": "A"}, "utt2spk": {"u": "u"}}
     write_data_dir(tmp_path / "data", tables)
-    format_data_dir(tmp_path / "data", tmp_path / "dump", "fbank", RATE, 1)
+    format_data_dir(tmp_path / "data", tmp_path / "dump", "fbank", RATE, nj=1)
     stored = kaldiio.load_mat(read_table(tmp_path / "dump" / "feats.scp")["u"])
     samples, _ = soundfile.read(tmp_path / "u.wav", dtype="float32")
     features = in_pieces(KaldiFbank(RATE), samples, random_pieces(len(samples), random.Random(0))).numpy()

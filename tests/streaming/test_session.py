@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
-from conftest import RATE, make_audio
+from streaming_tools import RATE, make_audio
 
 from espnet_lmu.bin import main
 from espnet_lmu.data.audio import resample

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import LETTERS, RATE, cut, make_audio, random_pieces, write_model
+from streaming_tools import LETTERS, RATE, cut, make_audio, random_pieces, write_model
 
 from espnet_lmu.data.format import fbank
 from espnet_lmu.decoding.greedy import GreedyDecoder
