@@ -174,7 +174,9 @@ def check_unpacked(folder: Path, name: str) -> tuple[dict, int]:
     config = read_yaml(folder / CONFIG, f"{name}: {CONFIG}")
     for option, allowed in _ALLOWED.items():
         if config.get(option) not in allowed:
-            raise UserError(f"{name}: {option}: {config.get(option)}: not opened from packed models, for it may load code")
+            raise UserError(
+                f"{name}: {option}: {config.get(option)}: not opened from packed models, for it may load code"
+            )
     files = {}
     for place, member in NAMED_FILES.items():
         if value := named_file(config, place):

@@ -274,6 +274,12 @@ def load_model(model: str | Path, device: str = "cpu") -> Recognizer:
     Raises:
         UserError: there is no such model, or its files are damaged or not what they should be.
     """
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device}: not to be had here ({str(error).splitlines()[0]})") from None
     files = open_model(model)
     decoder = GreedyDecoder(files.config_file, files.model_file, device)
     if decoder.input_size not in (None, MEL_BINS):
