@@ -2,13 +2,13 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from pieces_of_work import work
 from recipe_tools import ROOT, one_line_error, run_module
 from test_distributed import make_training
 
@@ -36,6 +36,7 @@ TaskPlugin=task/none
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=1,bf_interval=1
 AccountingStorageType=accounting_storage/none
 NodeName=machine-1 NodeHostname=localhost NodeAddr=127.0.0.1 Port=17818 CPUs=2 RealMemory=4000
 NodeName=machine-2 NodeHostname=localhost NodeAddr=127.0.0.1 Port=17819 CPUs=2 RealMemory=4000
@@ -80,20 +81,6 @@ def slurm(tmp_path_factory):
         finally:
             subprocess.run(["scontrol", "shutdown"])
             subprocess.run(["munged", "--stop", *munge])
-
-
-def work(name: str, directory: Path) -> str:
-    """What a piece does; its name says what goes wrong."""
-    tries = directory / f"{name}.tries"
-    with open(tries, "a") as stream:
-        stream.write("x")
-    if name == "killed" or (name == "killed_once" and tries.stat().st_size == 1):
-        os.kill(os.getpid(), signal.SIGKILL)
-    if name == "fails" or (name == "fails_once" and tries.stat().st_size == 1):
-        raise RuntimeError("cannot do it")
-    if name == "bad_input":
-        raise UserError("a.wav: not audio")
-    return name.upper()
 
 
 def check_pieces(tmp_path, capsys, **options):
