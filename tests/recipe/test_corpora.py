@@ -143,7 +143,8 @@ def test_a_corpus_of_ones_own_as_the_page_on_recipes_shows_it(tmp_path):
     rows = []
     for number, name in enumerate(("train", "valid", "test")):
         for i, suffix in enumerate(("wav", "flac")):
-            soundfile.write(corpus / f"{name}{i}.{suffix}", tone_words(["LOW", "HIGH", "MID"] * 2, seed=i), 8000)
+            rate = 8000 if name == "train" else RATE
+            soundfile.write(corpus / f"{name}{i}.{suffix}", tone_words(["LOW", "HIGH", "MID"] * 2, seed=i), rate)
             rows.append(f'{name},{name}{i}.{suffix},speaker{number},"low high, mid"')
     (corpus / "table.csv").write_text("".join(f"{row}\n" for row in rows))
     recipe_of("an4", tmp_path)
