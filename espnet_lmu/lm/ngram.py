@@ -120,7 +120,9 @@ def _run(command: list[str], lines: Iterable[str] | None, log: Path, output: Pat
         printed.seek(0)
         text = printed.read()
     if process.returncode:
-        reasons = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        # Not the marks of progress, nor what ends the messages.
+        reasons = [line for line in lines if line.strip("-*0123456789 ") not in ("", "ERROR")]
         raise UserError(f"{program} failed: {reasons[-1].strip() if reasons else 'no message'} (log: {log})")
     return text
 

@@ -48,8 +48,8 @@ def write_bigrams(path, sentences: list[list[str]], vocabulary: list[str]):
 
 def test_score_is_the_probability_of_the_tokens_and_never_worse_than_greedy():
     torch.manual_seed(0)
-    search = CTCBeamSearch(PIECES, WIDE)
-    for length in (1, 2, 7, 12):
+    search = CTCBeamSearch(PIECES, BeamOptions(beam_size=2000, beam_threshold=1000.0))
+    for length in (1, 2, 7):
         log_probs = (2 * torch.randn(length, len(PIECES) - 1)).log_softmax(-1)
         # <sos/eos> has no place in a transcript.
         log_probs = torch.cat([log_probs, torch.full((length, 1), -100.0)], dim=1)
