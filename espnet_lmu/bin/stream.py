@@ -51,7 +51,6 @@ def run(args: argparse.Namespace) -> None:
     files = open_model(args.model)
     recognizer = StreamingRecognizer(files.config_file, files.model_file, args.device, args.chunk, files.rate)
     if args.audio == "microphone":
-        print("speak; Ctrl-C ends the recording", file=sys.stderr)
         blocks = microphone_blocks(recognizer.fs)
     elif args.audio == "-":
         blocks = pcm_blocks(sys.stdin.buffer, recognizer.fs)

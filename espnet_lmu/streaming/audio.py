@@ -6,6 +6,7 @@ Each source is an iterator of blocks (N,) of float32 samples in [-1, 1], mono.
 from __future__ import annotations
 
 import queue
+import sys
 import time
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -84,6 +85,7 @@ def microphone_blocks(rate: int) -> Iterator[np.ndarray]:
 
     try:
         with sounddevice.InputStream(rate, round(_BLOCK * rate), channels=1, dtype="float32", callback=take):
+            print("speak; Ctrl-C ends the recording", file=sys.stderr)
             while True:
                 yield blocks.get()
     except sounddevice.PortAudioError as error:

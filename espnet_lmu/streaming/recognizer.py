@@ -189,12 +189,13 @@ class StreamingRecognizer:
         samples = np.asarray(samples)
         if samples.ndim != 1 or samples.dtype.kind != "f":
             raise UserError(f"samples of shape {samples.shape} and type {samples.dtype}: give (N,) floating-point ones")
+        with np.errstate(over="ignore"):
+            samples = samples.astype(np.float32)  # a copy, since the caller may use the buffer again
         if not np.isfinite(samples).all():
             raise UserError("samples that are not numbers")
         most = max(round(_LONGEST * self.fs), 1)
         for begin in range(0, len(samples), most):
-            # a copy, since the caller may use the buffer again
-            self._take(np.array(samples[begin : begin + most], dtype=np.float32))
+            self._take(samples[begin : begin + most])
         return self._partial()
 
     def _take(self, samples: np.ndarray) -> None:

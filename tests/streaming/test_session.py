@@ -1,6 +1,8 @@
 """`espnet-lmu stream`: sources of audio, what is printed, mistakes."""
 
+import contextlib
 import io
+import itertools
 import os
 import pty
 import sys
@@ -17,7 +19,7 @@ from espnet_lmu.data.audio import resample
 from espnet_lmu.data.kaldi_dir import write_data_dir
 from espnet_lmu.errors import UserError
 from espnet_lmu.streaming import Partial, StreamingRecognizer, evaluate
-from espnet_lmu.streaming.audio import file_blocks, import_sounddevice, pcm_blocks
+from espnet_lmu.streaming.audio import file_blocks, import_sounddevice, microphone_blocks, pcm_blocks
 from espnet_lmu.streaming.session import PlainText, TerminalText, Timing, recognize, summary
 
 
@@ -163,6 +165,37 @@ def test_mistakes_are_one_line(fbank_model, tmp_path, capsys, monkeypatch):
         assert run(*arguments) == 1
         error = capsys.readouterr().err
         assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+class FakeSoundDevice:
+    """A microphone that hears three blocks, and one that is not there."""
+
+    class PortAudioError(Exception):
+        pass
+
+    def __init__(self, present: bool):
+        self.present = present
+
+    @contextlib.contextmanager
+    def InputStream(self, samplerate, blocksize, *, channels, dtype, callback):
+        if not self.present:
+            raise self.PortAudioError("Error querying device -1")
+        assert (samplerate, channels, dtype) == (RATE, 1, "float32")
+        for number in range(3):
+            buffer = np.full((blocksize, 1), number, dtype=np.float32)
+            callback(buffer, blocksize, None, None)
+            buffer[:] = -1  # PortAudio uses it again
+        yield
+
+
+def test_a_microphone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sounddevice", FakeSoundDevice(present=True))
+    blocks = microphone_blocks(RATE)
+    assert [(len(block), block.mean()) for block in itertools.islice(blocks, 3)] == [(320, 0), (320, 1), (320, 2)]
+    blocks.close()
+    monkeypatch.setitem(sys.modules, "sounddevice", FakeSoundDevice(present=False))
+    with pytest.raises(UserError, match="microphone: Error querying device"):
+        next(microphone_blocks(RATE))
 
 
 def test_a_missing_portaudio_is_named(monkeypatch):

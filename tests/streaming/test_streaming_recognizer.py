@@ -96,6 +96,7 @@ def test_bad_samples_change_nothing(fbank_model):
     recognizer.accept(samples[:30000])
     for bad, message in (
         (np.array([0.1, np.nan], dtype=np.float32), "not numbers"),
+        (np.array([0.1, 1e300]), "not numbers"),
         (np.zeros((2, 5), dtype=np.float32), "shape"),
         (np.zeros(5, dtype=np.int16), "int16"),
     ):
