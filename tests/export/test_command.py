@@ -69,7 +69,9 @@ def test_sherpa_onnx_writes_the_text_of_greedy_decoding(
         ].parent
     output = tmp_path / "out"
     assert main(["export", str(whole_model), "--output", str(output), "--int8", "--check", str(data_dir)]) == 0
-    rows = table(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert "model.onnx: at most " in printed and "sherpa.onnx: at most " in printed
+    rows = table(printed)
     assert set(os.listdir(output)) == {
         "model.onnx",
         "model.int8.onnx",

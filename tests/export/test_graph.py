@@ -11,7 +11,7 @@ from espnet2.layers.utterance_mvn import UtteranceMVN
 
 from espnet_lmu import LMUEncoder
 from espnet_lmu.errors import UserError
-from espnet_lmu.export.check import reference, run_chunks
+from espnet_lmu.export.check import check_difference, reference, run_chunks
 from espnet_lmu.export.graph import OfflineGraph, WaveGraph, espnet_log_mel, kaldi_log_mel
 from espnet_lmu.export.layers import LoopLMU
 from espnet_lmu.export.streaming import StreamingGraph, check_streamable
@@ -239,3 +239,11 @@ def test_a_graph_of_a_waveform_does_not_mind_its_level(tmp_path):
     samples = torch.randn(1, 12345).numpy()
     expected = reference(model, torch.from_numpy(fbank(0.2 * samples[0], 16000)))
     np.testing.assert_allclose(OnnxFile(path)(samples)[0][0], expected, rtol=0, atol=1e-3)
+
+
+def test_a_file_that_computes_numbers_that_are_none_is_refused():
+    expected = [np.zeros((3, 2)), np.zeros((2, 2))]
+    check_difference("x.onnx", expected, expected)
+    for found in ([expected[0] + 0.1, expected[1]], [expected[0], expected[1] * np.nan], [expected[0], expected[0]]):
+        with pytest.raises(UserError, match="x.onnx: .*nothing was written"):
+            check_difference("x.onnx", expected, found)
