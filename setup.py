@@ -33,7 +33,7 @@ setup(
     extras_require={
         "demo": ["espeakng-loader==0.2.4"],
         "beam": ["flashlight-text==0.0.7"],
-        "export": ["onnx>=1.17,<2", "onnxruntime>=1.20,<2"],
+        "export": ["onnx>=1.23,<2", "onnxruntime>=1.23,<2"],
         "slurm": ["submitit"],
         "dev": [
             "pytest",
