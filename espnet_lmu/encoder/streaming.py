@@ -26,7 +26,10 @@ class EncoderState(NamedTuple):
 def check_streamable(encoder: nn.Module) -> None:
     """Raise ValueError if the encoder needs a whole recording for its first output."""
     if encoder.bidirectional:
-        raise ValueError("this encoder cannot stream: bidirectional: true reads a recording from its end")
+        raise ValueError(
+            "this encoder cannot stream: bidirectional: true reads a recording from its end; train it with "
+            "bidirectional: false and attention_context: [left, chunk]"
+        )
     if encoder.use_cross_attention:
         raise ValueError("this encoder cannot stream: use_cross_attention: true has no streaming task")
     attention = encoder.layers[0].attention
