@@ -17,6 +17,7 @@ COMMANDS = {
     "params": ("espnet_lmu.bin.params", "parameter table, size and training memory of a training configuration"),
     "report": ("espnet_lmu.bin.report", "RESULTS.md and an HTML page of an experiment's results, made anew"),
     "score": ("espnet_lmu.bin.score", "WER, CER and TER of a hypothesis file against a reference"),
+    "serve": ("espnet_lmu.bin.serve", "a page for the browser with live captions of a microphone or a file"),
     "stream": ("espnet_lmu.bin.stream", "text of a file, a pipe or a microphone while it is spoken, and the latency"),
     "transcribe": ("espnet_lmu.bin.transcribe", "recordings to text, JSON, subtitles or CTM, with the times of words"),
 }
