@@ -36,6 +36,11 @@ class _Item(NamedTuple):
     speed: float
 
 
+def window_length(rate: int) -> int:
+    """Samples of a window of `fbank`."""
+    return int(rate * FRAME_LENGTH_MS / 1000)
+
+
 def fbank(samples: np.ndarray, rate: int) -> np.ndarray:
     """Log-mel filterbank as Kaldi computes it, without dither.
 
@@ -49,6 +54,8 @@ def fbank(samples: np.ndarray, rate: int) -> np.ndarray:
     import torch
     import torchaudio
 
+    if len(samples) < window_length(rate):
+        return np.empty((0, MEL_BINS), dtype=np.float32)
     scaled = torch.from_numpy(samples)[None] * 32768.0  # Kaldi works on 16-bit integers
     return torchaudio.compliance.kaldi.fbank(
         scaled,
@@ -137,7 +144,11 @@ def _process_shard(shard: Path, items: list[_Item], options: dict, stamp: str) -
                 record["errors"].append(f"{utterance}: {error}")
                 continue
             record["resampled"] += rate != fs
-            yield utterance, resample(samples, rate, fs, speed)
+            samples = resample(samples, rate, fs, speed)
+            if options["feats_type"] == "fbank" and len(samples) < window_length(fs):
+                record["errors"].append(f"{utterance}: {len(samples)} samples are less than one window of features")
+                continue
+            yield utterance, samples
 
     write, suffix = (_write_raw, "") if options["feats_type"] == "raw" else (_write_fbank, ".ark")
     final = shard.with_suffix(shard.suffix + suffix)

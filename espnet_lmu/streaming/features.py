@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from espnet_lmu.data.format import FRAME_LENGTH_MS, FRAME_SHIFT_MS, MEL_BINS, fbank
+from espnet_lmu.data.format import FRAME_SHIFT_MS, MEL_BINS, fbank, window_length
 from espnet_lmu.errors import UserError
 
 
@@ -25,7 +25,7 @@ class KaldiFbank:
     def __init__(self, rate: int):
         self.rate = rate
         self.hop = int(rate * FRAME_SHIFT_MS * 0.001)
-        self.window = int(rate * FRAME_LENGTH_MS * 0.001)
+        self.window = window_length(rate)
         self.ahead = self.window  # samples after its first one without which a frame cannot be computed
         self.reset()
 

@@ -142,6 +142,15 @@ def test_unreadable_recordings_are_named_and_nothing_is_half_written(data_set, t
     assert json.loads((target / "data" / "format.2.json").read_text())["errors"] == []
 
 
+def test_audio_shorter_than_a_window_of_features_is_named(data_set, tmp_path):
+    source = data_set("train", 2)
+    short = sorted(read_table(source / "wav.scp"))[0]
+    soundfile.write(source / "audio" / f"{short}.wav", np.zeros(399), RATE)
+    assert fbank(np.zeros(399, dtype=np.float32), RATE).shape == (0, 80)
+    with pytest.raises(UserError, match=f"{short}: 399 samples are less than one window"):
+        format_data_dir(source, tmp_path / "dump", "fbank", RATE, nj=1)
+
+
 def test_killed_process_is_one_line_and_leaves_the_finished_shards(data_set, tmp_path, monkeypatch):
     source, target = data_set("train", _SHARD_SIZE + 2), tmp_path / "dump"
     last = max(read_table(source / "wav.scp"))

@@ -1,12 +1,7 @@
 #!/usr/bin/env bash
-# Trains encoders under one protocol and writes exp/comparison/RESULTS.md: ./compare.sh [OPTION ...] [ENCODER.yaml ...]
-# Without encoders: all of conf/encoders and conf/peers. ./compare.sh --help lists the options.
+# Encoders compared on Mini LibriSpeech: ./compare.sh [OPTION ...] [ENCODER.yaml ...]
+# Other sets: --valid_set SET --test_set SET --recipe_args "--train_set SET"
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
-root=$(cd ../../.. && pwd)
-export PYTHONPATH="${root}${PYTHONPATH:+:${PYTHONPATH}}"
 
-encoders=()
-[[ " $* " == *.yaml* ]] || encoders=("${root}"/conf/{encoders,peers}/*.yaml)
-exec "${python:-python3}" -m espnet_lmu.comparison.compare --training conf/comparison.yaml \
-    --valid_set dev_mini --test_set test_mini --recipe_args "--train_set train_mini" "$@" "${encoders[@]}"
+exec ../../TEMPLATE/asr1/compare.sh --valid_set dev_clean_2 --test_set test_clean "$@"
