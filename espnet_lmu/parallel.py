@@ -20,7 +20,7 @@ from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from espnet_lmu.data.files import shorten
+from espnet_lmu.data.files import read_yaml, shorten
 from espnet_lmu.errors import UserError
 
 _ATTEMPTS = 2
@@ -36,13 +36,8 @@ def slurm_settings(config: str | Path, work: str) -> dict[str, str]:
     Raises:
         UserError: the file cannot be read or has other than sections of NAME: VALUE.
     """
-    import yaml
-
-    try:
-        sections = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{config}: cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(sections, dict) or not all(isinstance(section or {}, dict) for section in sections.values()):
+    sections = read_yaml(Path(config))
+    if not all(isinstance(section or {}, dict) for section in sections.values()):
         raise UserError(f"{config}: expected sections (all, pieces, training) of lines NAME: VALUE")
     settings = (sections.get("all") or {}) | (sections.get(work) or {})
     for name, value in settings.items():

@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
 
-from espnet_lmu.comparison.plan import Run, make_run, read_encoder, read_yaml, training_settings, write_settings
+from espnet_lmu.comparison.plan import Run, make_run, read_encoder, training_settings, write_settings
 from espnet_lmu.comparison.results import Result, learning_rate_table, read_result, table
-from espnet_lmu.data.files import atomic_open, command_line
+from espnet_lmu.data.files import atomic_open, command_line, read_yaml
 from espnet_lmu.errors import UserError
 from espnet_lmu.training.history import History, read_history
 

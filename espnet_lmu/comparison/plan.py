@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from espnet_lmu.data.files import atomic_open
+from espnet_lmu.data.files import atomic_open, read_yaml
 from espnet_lmu.errors import UserError
 
 
@@ -21,21 +21,6 @@ class Run:
     learning_rate: float
     seed: int
     directory: Path
-
-
-def read_yaml(path: Path) -> dict:
-    """The mapping in a YAML file.
-
-    Raises:
-        UserError: it cannot be read, or holds something else.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected lines of NAME: VALUE")
-    return content
 
 
 def read_encoder(path: Path) -> dict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import yaml
+from espnet_lmu.data.files import read_yaml
 
 
 def measure(experiments: dict[str, Path], args: argparse.Namespace) -> dict[str, tuple[int, float]]:
@@ -32,7 +32,7 @@ def measure(experiments: dict[str, Path], args: argparse.Namespace) -> dict[str,
     calls, parameters, seconds = {}, {}, 0.0
     for name, experiment in experiments.items():
         config = experiment / "config.yaml"
-        criterion = yaml.safe_load(config.read_text(encoding="utf-8"))["best_model_criterion"][0]
+        criterion = read_yaml(config)["best_model_criterion"][0]
         decoder = GreedyDecoder(config, experiment / f"{criterion[0]}.{criterion[1]}.ave.pth")
         raw = decoder.input_size is None
         paths = read_table(data / ("wav.scp" if raw else "feats.scp")).values()

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
+import yaml
+
 from espnet_lmu.errors import UserError
 
 
@@ -24,6 +26,26 @@ def atomic_open(path: str | Path) -> Iterator[TextIO]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_yaml(path: Path, name: str | None = None) -> dict:
+    """A YAML mapping, read by safe load; an empty file is an empty one. Messages call the file `name`, if given.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    name = name or str(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{name}: no such file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{name}: cannot be read: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{name}: expected lines of NAME: VALUE")
+    return content
 
 
 def parse_rate(text: str) -> int:

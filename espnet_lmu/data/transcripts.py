@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from espnet_lmu.data.files import read_yaml
 from espnet_lmu.data.format import FRAME_SHIFT_MS
 from espnet_lmu.errors import UserError
 from espnet_lmu.tokens import SPACE
@@ -21,14 +22,7 @@ _HOP_LENGTH = 128  # samples, ESPnet's default of frontend_conf
 
 def frames_per_second(asr_config: Path | None, feats_type: str, fs: int) -> float:
     """Encoder frames that a training configuration makes of a second of audio, to about a frame an utterance."""
-    import yaml
-
-    config = {}
-    if asr_config is not None:
-        try:
-            config = yaml.safe_load(asr_config.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"{asr_config}: not readable YAML: {' '.join(str(error).split())}") from None
+    config = {} if asr_config is None else read_yaml(asr_config)
     rate = 1000 / FRAME_SHIFT_MS
     if feats_type == "raw":
         rate = fs / ((config.get("frontend_conf") or {}).get("hop_length") or _HOP_LENGTH)

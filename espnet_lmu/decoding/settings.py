@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
+from espnet_lmu.data.files import read_yaml
 from espnet_lmu.errors import UserError
 
 NGRAM_UNITS = ("token", "word")
@@ -64,12 +63,7 @@ def read_settings(path: Path | None) -> dict:
     """
     if path is None:
         return {"decoding": "greedy", **_SETTINGS["greedy"]}
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: expected lines of NAME: VALUE")
+    settings = read_yaml(path)
     if "decoding" not in settings:
         for name in ("lm_weight", "penalty"):
             if isinstance(settings.get(name), list):

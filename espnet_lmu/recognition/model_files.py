@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from espnet_lmu.data.files import shorten
+from espnet_lmu.data.files import read_yaml, shorten
 from espnet_lmu.errors import UserError
 
 META, CONFIG, WEIGHTS, TOKENS, RESULTS = "meta.yaml", "config.yaml", "model.pth", "tokens.txt", "RESULTS.md"
@@ -50,20 +50,6 @@ class ModelFiles:
     model_file: Path
     rate: int | None = None
     _temporary: tempfile.TemporaryDirectory | None = None  # deleted with this object
-
-
-def read_yaml(path: Path, name: str | None = None) -> dict:
-    """A YAML mapping, read by safe load; messages call it `name`, if given."""
-    name = name or str(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{name}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{name}: cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{name}: expected lines of NAME: VALUE")
-    return content
 
 
 def dump_yaml(content: dict) -> str:

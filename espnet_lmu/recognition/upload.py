@@ -11,7 +11,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from espnet_lmu.data.files import command_line
+from espnet_lmu.data.files import command_line, read_yaml
 from espnet_lmu.errors import UserError
 from espnet_lmu.recognition.model_files import (
     CONFIG,
@@ -20,7 +20,6 @@ from espnet_lmu.recognition.model_files import (
     RESULTS,
     check_unpacked,
     dump_yaml,
-    read_yaml,
     unpack,
 )
 

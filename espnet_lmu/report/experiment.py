@@ -10,9 +10,9 @@ from pathlib import Path
 from unicodedata import east_asian_width
 
 import numpy as np
-import yaml
 
 from espnet_lmu.data.audio import audio_length
+from espnet_lmu.data.files import read_yaml
 from espnet_lmu.data.format import FRAME_SHIFT_MS
 from espnet_lmu.data.kaldi_dir import read_table
 from espnet_lmu.data.segments import Excerpt, parse_segment
@@ -103,7 +103,7 @@ class Experiment:
             raise UserError(f"{directory}: no such experiment directory")
         self.directory = directory
         self.name = directory.resolve().name
-        self.config = _read_config(directory / "config.yaml")
+        self.config = read_yaml(directory / "config.yaml") if (directory / "config.yaml").exists() else {}
         self.recipe = _recipe_directory(directory, self.config)
         self.data_feats = data_feats or self._data_of("valid").parent
         found = [Decoding(path) for path in sorted(directory.iterdir()) if path.is_dir()]
@@ -162,13 +162,6 @@ class Experiment:
 
 def _changed(path: Path) -> int:
     return path.stat().st_mtime_ns
-
-
-def _read_config(path: Path) -> dict:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
 
 
 def _recipe_directory(directory: Path, config: dict) -> Path:
