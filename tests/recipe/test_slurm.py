@@ -129,8 +129,8 @@ def test_a_partition_that_does_not_exist_is_one_line(tmp_path, slurm):
     [
         ("all: [partition]\n", "expected sections"),
         ("all: {time: 4:00:00}\n", "time: quote it"),
-        ("all: {", "cannot be read"),
-        (None, "cannot be read"),
+        ("all: {", "no such file"),
+        (None, "no such file"),
     ],
 )
 def test_settings_that_cannot_work(tmp_path, content, message):
