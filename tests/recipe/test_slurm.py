@@ -129,7 +129,7 @@ def test_a_partition_that_does_not_exist_is_one_line(tmp_path, slurm):
     [
         ("all: [partition]\n", "expected sections"),
         ("all: {time: 4:00:00}\n", "time: quote it"),
-        ("all: {", "no such file"),
+        ("all: {", "cannot be read"),
         (None, "no such file"),
     ],
 )
