@@ -12,6 +12,7 @@ from espnet_lmu.errors import UserError
 # command -> (module with add_arguments(parser) and run(args), one-line help)
 COMMANDS = {
     "bench": ("espnet_lmu.bin.bench", "speed of the LMU and its encoder against LSTM, Conformer and others"),
+    "doctor": ("espnet_lmu.bin.doctor", "whether this environment has what training, decoding and the extras need"),
     "export": ("espnet_lmu.bin.export", "a trained model as ONNX or TorchScript files, for whole audio or streaming"),
     "cost": ("espnet_lmu.bin.cost", "hours, GPUs and storage of training on LibriSpeech 960"),
     "params": ("espnet_lmu.bin.params", "parameter table, size and training memory of a training configuration"),
