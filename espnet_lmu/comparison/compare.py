@@ -21,6 +21,8 @@ from espnet_lmu.data.files import atomic_open, command_line, read_yaml
 from espnet_lmu.errors import UserError
 from espnet_lmu.training.history import History, read_history
 
+_CONF = Path(__file__).resolve().parents[2] / "conf"
+
 
 class Comparison:
     """A comparison in `args.dir`; see `main` for the arguments."""
@@ -186,8 +188,16 @@ def main() -> None:
     parser.add_argument("--data_feats", type=Path, default=Path("dump/fbank"), help="formatted data (%(default)s)")
     parser.add_argument("--valid_set", required=True, metavar="SET", help="chooses the learning rates")
     parser.add_argument("--test_set", required=True, metavar="SET")
-    parser.add_argument("encoders", type=Path, nargs="+", metavar="ENCODER", help="YAML of encoder and encoder_conf")
+    parser.add_argument(
+        "encoders",
+        type=Path,
+        nargs="*",
+        metavar="ENCODER",
+        help="YAML of encoder and encoder_conf (default: all of conf/encoders and conf/peers)",
+    )
     args = parser.parse_args()
+    if not args.encoders:
+        args.encoders = [path for folder in ("encoders", "peers") for path in sorted((_CONF / folder).glob("*.yaml"))]
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: give at least 1")
     Comparison(args).run()

@@ -5,6 +5,4 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
 export PYTHONPATH="${root}${PYTHONPATH:+:${PYTHONPATH}}"
 
-encoders=()
-[[ " $* " == *.yaml\ * ]] || encoders=("${root}"/conf/{encoders,peers}/*.yaml)
-exec "${python:-python3}" -m espnet_lmu.comparison.compare --training conf/comparison.yaml "$@" "${encoders[@]}"
+exec "${python:-python3}" -m espnet_lmu.comparison.compare --training conf/comparison.yaml "$@"
