@@ -27,6 +27,13 @@ from espnet_lmu.parallel import map_pieces
 MEL_BINS = 80
 FRAME_LENGTH_MS = 25
 FRAME_SHIFT_MS = 10
+_FBANK_OPTIONS = {
+    "num_mel_bins": MEL_BINS,
+    "frame_length": FRAME_LENGTH_MS,
+    "frame_shift": FRAME_SHIFT_MS,
+    "high_freq": -400.0,  # Hz below the highest that there is
+    "dither": 0.0,
+}
 _SHARD_SIZE = 64
 
 
@@ -36,34 +43,44 @@ class _Item(NamedTuple):
     speed: float
 
 
-def window_length(rate: int) -> int:
-    """Samples of a window of `fbank`."""
-    return int(rate * FRAME_LENGTH_MS / 1000)
+def frame_geometry(rate: int) -> tuple[int, int, int, int]:
+    """Samples of a frame of `fbank`, of its shift, and of the mirrored borders before and after a recording."""
+    window, shift = rate * FRAME_LENGTH_MS // 1000, rate * FRAME_SHIFT_MS // 1000
+    before = window // 2 - shift // 2
+    return window, shift, before, window - before - shift + shift // 2
+
+
+def frame_count(length: int, rate: int) -> int:
+    """Rows of `fbank` for `length` samples."""
+    _, shift, _, _ = frame_geometry(rate)
+    return (length + shift // 2) // shift
 
 
 def fbank(samples: np.ndarray, rate: int) -> np.ndarray:
-    """Log-mel filterbank as Kaldi computes it, without dither.
+    """Log-mel filterbank as Kaldi computes it with ``--snip-edges=false --dither=0 --high-freq=-400``.
+
+    These are the features of icefall, lhotse and sherpa-onnx, which recognizes with models trained on them.
 
     Args:
         samples: (frames,) float32 in [-1, 1].
         rate: sampling rate in Hz.
 
     Returns:
-        (T, 80) float32, one row each 10 ms; T is 0 for audio shorter than one 25 ms window.
+        (T, 80) float32; row k is about the 25 ms around 10 k + 5 ms, with the recording mirrored at its ends.
     """
+    if not frame_count(len(samples), rate):
+        return np.empty((0, MEL_BINS), dtype=np.float32)
+    _, _, before, after = frame_geometry(rate)
+    return fbank_inside(np.pad(samples, (before, after), mode="symmetric"), rate)
+
+
+def fbank_inside(samples: np.ndarray, rate: int) -> np.ndarray:
+    """The rows of `fbank` whose frames lie within `samples`; at least one frame, of `frame_geometry`."""
     import torch
     import torchaudio
 
-    if len(samples) < window_length(rate):
-        return np.empty((0, MEL_BINS), dtype=np.float32)
-    scaled = torch.from_numpy(samples)[None] * 32768.0  # Kaldi works on 16-bit integers
     return torchaudio.compliance.kaldi.fbank(
-        scaled,
-        num_mel_bins=MEL_BINS,
-        sample_frequency=rate,
-        frame_length=FRAME_LENGTH_MS,
-        frame_shift=FRAME_SHIFT_MS,
-        dither=0.0,
+        torch.from_numpy(samples)[None], sample_frequency=rate, snip_edges=True, **_FBANK_OPTIONS
     ).numpy()
 
 
@@ -145,8 +162,8 @@ def _process_shard(shard: Path, items: list[_Item], options: dict, stamp: str) -
                 continue
             record["resampled"] += rate != fs
             samples = resample(samples, rate, fs, speed)
-            if options["feats_type"] == "fbank" and len(samples) < window_length(fs):
-                record["errors"].append(f"{utterance}: {len(samples)} samples are less than one window of features")
+            if options["feats_type"] == "fbank" and not frame_count(len(samples), fs):
+                record["errors"].append(f"{utterance}: {len(samples)} samples are too few for a frame of features")
                 continue
             yield utterance, samples
 
@@ -192,6 +209,8 @@ def format_data_dir(source: Path, target: Path, feats_type: str, fs: int, **para
     items = [_Item(key, audio, float(speeds.get(key, 1))) for key, audio in excerpts(tables).items()]
     table = "segments" if tables.pop("segments", None) else "wav.scp"
     options = {"feats_type": feats_type, "fs": fs}
+    if feats_type == "fbank":
+        options["fbank"] = _FBANK_OPTIONS
     shards = {
         target / "data" / f"format.{start // _SHARD_SIZE + 1}": items[start : start + _SHARD_SIZE]
         for start in range(0, len(items), _SHARD_SIZE)

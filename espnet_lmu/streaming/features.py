@@ -11,8 +11,55 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from espnet_lmu.data.format import FRAME_SHIFT_MS, MEL_BINS, fbank, window_length
+from espnet_lmu.data.format import MEL_BINS, fbank, fbank_inside, frame_geometry
 from espnet_lmu.errors import UserError
+
+
+class _Framing:
+    """Cuts a recording that arrives in pieces where the frames of its analysis end.
+
+    Args:
+        hop: samples from one frame to the next.
+        window: samples of a frame.
+        before, after: samples by which the analysis extends the recording, mirrored at its ends.
+        repeat: whether the first and last sample are in their own mirror image.
+    """
+
+    def __init__(self, hop: int, window: int, before: int, after: int, repeat: bool):
+        self.hop, self.window, self.before, self.after = hop, window, before, after
+        self.inner = 0 if repeat else 1
+        self.ahead = window - before  # samples after its first one without which a frame cannot be computed
+        self.reset()
+
+    def reset(self) -> None:
+        self.samples = torch.zeros(0)  # from `_skip` before the next frame's first one on
+        self.begun = False
+        self._skip = 0
+
+    def accept(self, samples: Tensor, is_final: bool) -> Tensor:
+        """Samples of the frames that the next samples (N,) of the recording complete; none without a frame.
+
+        A recording that ends before it is long enough for its mirror image gives none; `begun` is False then.
+        """
+        self.samples = torch.cat([self.samples, samples])
+        if not self.begun:
+            if len(self.samples) < self.before + self.inner:
+                return torch.zeros(0)
+            image = self.samples[self.inner : self.before + self.inner].flip(0)
+            self.samples = torch.cat([image, self.samples])
+            self.begun = True
+        if is_final:
+            end = len(self.samples) - self.inner
+            self.samples = torch.cat([self.samples, self.samples[end - self.after : end].flip(0)])
+        frames = max(0, (len(self.samples) - self._skip - self.window) // self.hop + 1)
+        if not frames:
+            return torch.zeros(0)
+        used = self.samples[self._skip :][: (frames - 1) * self.hop + self.window]
+        # the end of the recording is mirrored, so that much of it stays
+        following = self._skip + frames * self.hop
+        begin = max(0, min(following, len(self.samples) - self.after - self.inner))
+        self.samples, self._skip = self.samples[begin:].clone(), following - begin
+        return used
 
 
 class KaldiFbank:
@@ -24,29 +71,29 @@ class KaldiFbank:
 
     def __init__(self, rate: int):
         self.rate = rate
-        self.hop = int(rate * FRAME_SHIFT_MS * 0.001)
-        self.window = window_length(rate)
-        self.ahead = self.window  # samples after its first one without which a frame cannot be computed
+        window, self.hop, before, after = frame_geometry(rate)
+        self._framing = _Framing(self.hop, window, before, after, repeat=True)
+        self.ahead = self._framing.ahead
         self.reset()
 
     def reset(self) -> None:
         """Begin a new recording."""
-        self._samples = torch.zeros(0)
+        self._framing.reset()
 
     def accept(self, samples: Tensor, is_final: bool = False) -> Tensor:
         """Feature frames (T, F) that the next samples (N,) of the recording complete; `is_final` if it ends there."""
-        self._samples = torch.cat([self._samples, samples])
-        frames = max(0, (len(self._samples) - self.window) // self.hop + 1)
-        if not frames:
+        used = self._framing.accept(samples, is_final)
+        if is_final and not self._framing.begun:
+            return torch.from_numpy(fbank(self._framing.samples.numpy(), self.rate))
+        if not len(used):
             return torch.zeros(0, MEL_BINS)
-        used = self._samples[: (frames - 1) * self.hop + self.window]
-        features = torch.from_numpy(fbank(used.numpy(), self.rate))
-        self._samples = self._samples[frames * self.hop :].clone()
-        return features
+        return torch.from_numpy(fbank_inside(used.numpy(), self.rate))
 
 
 class DefaultFrontend:
     """ESPnet's `frontend: default`: short-time Fourier transform, mel filters, logarithm.
+
+    A recording that is too short for its reflection has no frames, for ESPnet's frontend cannot take it at all.
 
     Args:
         frontend: the model's frontend.
@@ -56,42 +103,23 @@ class DefaultFrontend:
         # A transform with the reflected borders put around the pieces here, in place of around each piece there.
         self.frontend = copy.deepcopy(frontend).cpu().eval()
         stft = self.frontend.stft
-        self.hop, self.window = stft.hop_length, stft.n_fft
-        self.border = stft.n_fft // 2 if stft.center else 0
-        self.ahead = self.window - self.border
+        self.hop = stft.hop_length
+        border = stft.n_fft // 2 if stft.center else 0
+        self._framing = _Framing(self.hop, stft.n_fft, border, border, repeat=False)
+        self.ahead = self._framing.ahead
         stft.center = False
         self.reset()
 
     def reset(self) -> None:
         """Begin a new recording."""
-        self._samples = torch.zeros(0)  # from `_skip` before the next frame's first one on
-        self._skip = 0
-        self._begun = False
+        self._framing.reset()
 
     def accept(self, samples: Tensor, is_final: bool = False) -> Tensor:
-        """Feature frames (T, F) that the next samples (N,) of the recording complete; `is_final` if it ends there.
-
-        A recording that is too short for its reflection has no frames, for ESPnet's frontend cannot take it at all.
-        """
-        self._samples = torch.cat([self._samples, samples])
-        nothing = torch.zeros(0, self.frontend.output_size())
-        if len(self._samples) <= self.border and not self._begun:
-            return nothing
-        if self.border and not self._begun:
-            self._samples = torch.cat([self._samples[1 : self.border + 1].flip(0), self._samples])
-        self._begun = True
-        if self.border and is_final:
-            self._samples = torch.cat([self._samples, self._samples[-self.border - 1 : -1].flip(0)])
-        available = len(self._samples) - self._skip
-        frames = max(0, (available - self.window) // self.hop + 1)
-        if not frames:
-            return nothing
-        used = self._samples[self._skip :][: (frames - 1) * self.hop + self.window][None]
-        features, _ = self.frontend(used, torch.tensor([used.size(1)]))
-        # the end of the recording is reflected, so that much of it stays
-        following = self._skip + frames * self.hop
-        begin = min(following, len(self._samples) - self.border - 1)
-        self._samples, self._skip = self._samples[begin:].clone(), following - begin
+        """Feature frames (T, F) that the next samples (N,) of the recording complete; `is_final` if it ends there."""
+        used = self._framing.accept(samples, is_final)
+        if not len(used):
+            return torch.zeros(0, self.frontend.output_size())
+        features, _ = self.frontend(used[None], torch.tensor([len(used)]))
         return features[0]
 
 

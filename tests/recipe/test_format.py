@@ -12,6 +12,8 @@ import kaldiio
 import numpy as np
 import pytest
 import soundfile
+import torch
+import torchaudio
 from recipe_tools import RATE, ROOT, one_line_error, run_module, tone_words
 
 from espnet_lmu.data import format
@@ -100,7 +102,7 @@ def test_fbank_archive_holds_the_features_and_their_shapes(data_set, tmp_path):
         samples, _ = read_audio(path)
         expected = fbank(samples, RATE)
         stored = kaldiio.load_mat(scp[key])
-        assert shapes[key] == f"{1 + (len(samples) - 400) // 160},80" and stored.shape == expected.shape
+        assert shapes[key] == f"{(len(samples) + 80) // 160},80" and stored.shape == expected.shape
         assert np.abs(stored - expected).max() < 0.2  # stored with 8 bits a value
     assert not (tmp_path / "dump" / "wav.scp").exists()
     assert read_durations(tmp_path / "dump", RATE)["spk0-000"] == int(shapes["spk0-000"].split(",")[0]) / 100
@@ -142,12 +144,23 @@ def test_unreadable_recordings_are_named_and_nothing_is_half_written(data_set, t
     assert json.loads((target / "data" / "format.2.json").read_text())["errors"] == []
 
 
-def test_audio_shorter_than_a_window_of_features_is_named(data_set, tmp_path):
+@pytest.mark.parametrize("length", [400, 401, 559, 560, 7123])
+@pytest.mark.parametrize("rate", [16000, 8000, 11025])
+def test_features_are_kaldis_without_snipped_edges(rate, length):
+    samples = 0.1 * torch.randn(1, length, generator=torch.Generator().manual_seed(length))
+    expected = torchaudio.compliance.kaldi.fbank(
+        samples, num_mel_bins=80, sample_frequency=rate, high_freq=-400, snip_edges=False, dither=0
+    )
+    features = fbank(samples[0].numpy(), rate)
+    np.testing.assert_allclose(features, expected.numpy(), rtol=0, atol=1e-5)
+
+
+def test_audio_too_short_for_features_is_named(data_set, tmp_path):
     source = data_set("train", 2)
     short = sorted(read_table(source / "wav.scp"))[0]
-    soundfile.write(source / "audio" / f"{short}.wav", np.zeros(399), RATE)
-    assert fbank(np.zeros(399, dtype=np.float32), RATE).shape == (0, 80)
-    with pytest.raises(UserError, match=f"{short}: 399 samples are less than one window"):
+    soundfile.write(source / "audio" / f"{short}.wav", np.zeros(79), RATE)
+    assert fbank(np.zeros(79, dtype=np.float32), RATE).shape == (0, 80)
+    with pytest.raises(UserError, match=f"{short}: 79 samples are too few"):
         format_data_dir(source, tmp_path / "dump", "fbank", RATE, nj=1)
 
 
