@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from espnet_lmu.data.files import atomic_open, shorten
-from espnet_lmu.data.format import FRAME_SHIFT_MS
+from espnet_lmu.data.format import FRAME_LENGTH_MS, FRAME_SHIFT_MS, MEL_BINS, frame_geometry
 from espnet_lmu.decoding.greedy import GreedyDecoder
 from espnet_lmu.export import sherpa
 from espnet_lmu.export.check import (
@@ -31,15 +31,15 @@ from espnet_lmu.export.check import (
     run_chunks,
     streaming_reference,
 )
-from espnet_lmu.export.graph import SPEECH_LEVEL, OfflineGraph, WaveGraph, espnet_log_mel, kaldi_log_mel
+from espnet_lmu.export.graph import SPEECH_LEVEL, OfflineGraph, WaveGraph, espnet_log_mel
 from espnet_lmu.export.onnx_files import OnnxFile, quantize, require_onnx, write_onnx
-from espnet_lmu.export.streaming import ANY_CHUNK, StreamingGraph, check_streamable
+from espnet_lmu.export.streaming import ANY_CHUNK, StreamingGraph, Zipformer2Graph, check_streamable
 from espnet_lmu.export.torchscript import torchscript_file, write_torchscript
 from espnet_lmu.lmu.products import use_fast_products
 from espnet_lmu.recognition.model_files import open_model
 from espnet_lmu.tokens import SPACE
 
-_SHERPA_RATE = 16000  # sherpa-onnx brings audio to this rate (Hz)
+_WAVE_RATE = 16000  # sherpa-onnx brings a waveform that it gives to a model to this rate (Hz)
 
 
 def _write_tokens(path: Path, tokens: list[str]) -> None:
@@ -68,8 +68,12 @@ class Exporter:
         self.int8 = int8
         self.offline = OfflineGraph(self.model).eval()
         self.input_size = decoder.input_size or self.model.frontend.output_size()
+        self.for_sherpa: dict[str, sherpa.Family] = {}  # the files that sherpa-onnx runs
         if decoder.input_size is not None:
-            features = f"log-mel as of Kaldi, samples times 32768, {FRAME_SHIFT_MS} ms shift"
+            features = (
+                f"log-mel of Kaldi with samples in [-1, 1], {FRAME_LENGTH_MS} ms window, {FRAME_SHIFT_MS} ms shift, "
+                "snip_edges=false, low_freq=20, high_freq=-400, dither=0"
+            )
         else:
             features = f"log-mel of ESPnet's default frontend, {decoder.hop_length} samples shift"
         self.metadata = {
@@ -130,28 +134,31 @@ class Exporter:
             [reference(self.model, x[i, :length]) for i, length in enumerate(lengths.tolist())],
             [rows[:count] for rows, count in zip(log_probs, counts, strict=True)],
         )
+        if self.to_onnx and self.decoder.input_size == MEL_BINS:
+            self.for_sherpa |= dict.fromkeys(files, sherpa.OFFLINE)
 
         def decode(run: Run, utterance: Utterance) -> np.ndarray:
             return run(utterance.features[None], np.array([len(utterance.features)]))[0][0]
 
         return self._candidates(files, decode)
 
-    def write_sherpa(self) -> list[Candidate]:
-        """A waveform to log posteriors, for sherpa-onnx; nothing, and a line why, where it would not fit."""
+    def write_wave(self) -> list[Candidate]:
+        """A waveform to log posteriors, for sherpa-onnx, where the model's features are not those of sherpa-onnx.
+
+        Nothing, and a line why, where it would not fit.
+        """
         reason = None
         if not self.offline.normalize.by_utterance:
             reason = "sherpa-onnx changes the level of audio; train with normalize: utterance_mvn"
-        elif self.rate != _SHERPA_RATE:
-            reason = f"sherpa-onnx gives audio of {_SHERPA_RATE} Hz, the model takes {self.rate} Hz"
+        elif self.rate != _WAVE_RATE:
+            reason = f"sherpa-onnx gives audio of {_WAVE_RATE} Hz, the model takes {self.rate} Hz"
         if reason:
             print(f"sherpa.onnx: not written: {reason}")
             return []
-        stored = self.decoder.input_size is not None
-        log_mel = kaldi_log_mel(self.rate) if stored else espnet_log_mel(self.model.frontend)
         samples = torch.randn(1, 20011, generator=torch.Generator().manual_seed(0))
         files = self._write(
             "sherpa",
-            WaveGraph(log_mel, self.offline).eval(),
+            WaveGraph(espnet_log_mel(self.model.frontend), self.offline).eval(),
             (samples[:, :14000],),
             ["samples"],
             ["log_probs"],
@@ -160,6 +167,7 @@ class Exporter:
         features = features_of(self.decoder, SPEECH_LEVEL * samples[0].numpy(), self.rate)
         expected = reference(self.model, torch.from_numpy(features))
         check_difference("sherpa.onnx", [expected], [files["sherpa.onnx"](samples.numpy())[0][0]])
+        self.for_sherpa |= dict.fromkeys(files, sherpa.WAVE)
 
         def decode(run: Run, utterance: Utterance) -> np.ndarray:
             samples = utterance.samples - utterance.samples.mean()
@@ -188,16 +196,49 @@ class Exporter:
         name, run = next(iter(files.items()))
         found = run_chunks(run, [value.numpy() for value in state.values()], x.numpy(), frames)
         check_difference(name, list(streaming_reference(self.model, x, chunk)), list(found))
+        if self.to_onnx:
+            self._write_online(graph)
         self.model.encoder.attention_chunk = chunk  # for whole utterances, in the check on data
         empty = [value[:1].numpy() for value in state.values()]
         return self._candidates(
             files, lambda run, utterance: run_chunks(run, empty, utterance.features[None], frames)[0]
         )
 
+    def _write_online(self, graph: StreamingGraph) -> None:
+        """The same with the state that sherpa-onnx hands on; nothing, and a line why, where the features do not fit."""
+        if self.decoder.input_size != MEL_BINS:
+            print("sherpa_streaming.onnx: not written: sherpa-onnx streams filterbanks; train with --feats_type fbank")
+            return
+        online = Zipformer2Graph(graph, self.input_size).eval()
+        frames, batch = online.frames, 2
+        state = online.initial_state(batch)
+        example = (torch.zeros(batch, frames, self.input_size), *state.values())
+        inputs = ["features", *state]
+        outputs = ["log_probs", *(f"next.{name}" for name in state)]
+        axes = [{list(value.shape).index(batch): "batch"} for value in example]  # the sizes before it are 1
+        files = self._write(
+            "sherpa_streaming",
+            online,
+            example,
+            inputs,
+            outputs,
+            dict(zip((*inputs, *outputs), axes * 2, strict=True)),
+            **online.metadata(),
+        )
+        name, run = next(iter(files.items()))
 
-def _print_comparison(
-    exporter: Exporter, candidates: list[Candidate], directory: Path, weights: Path, use_sherpa: bool
-) -> None:
+        def step(features: np.ndarray, lengths: np.ndarray, *state: np.ndarray) -> list[np.ndarray]:
+            log_probs, *state = run(features, *state)
+            return [log_probs, lengths // graph.factor, *state]
+
+        x = plausible_features(self.model, batch, 5 * frames, self.input_size)
+        found = run_chunks(step, [value.numpy() for value in state.values()], x.numpy(), frames)
+        check_difference(name, list(streaming_reference(self.model, x, graph.chunk)), list(found))
+        _, shift, _, _ = frame_geometry(self.rate)
+        self.for_sherpa |= dict.fromkeys(files, sherpa.online(frames * shift))
+
+
+def _print_comparison(exporter: Exporter, candidates: list[Candidate], directory: Path, weights: Path) -> None:
     """Decode a data directory with PyTorch and every file, and print a table."""
     decoder = exporter.decoder
     utterances = read_utterances(directory, decoder, exporter.rate)
@@ -205,9 +246,6 @@ def _print_comparison(
     if short := [key for key, utterance in utterances.items() if len(utterance.features) < shortest]:
         print(f"{directory}: {len(short)} utterances are too short for the model and left out: {shorten(short)}")
         utterances = {key: utterance for key, utterance in utterances.items() if key not in short}
-    with_audio = all(utterance.samples is not None for utterance in utterances.values())
-    if not with_audio:
-        candidates = [candidate for candidate in candidates if not candidate.name.startswith("sherpa")]
 
     def pytorch(utterance: Utterance) -> np.ndarray:
         return reference(exporter.model, torch.from_numpy(utterance.features))
@@ -220,19 +258,20 @@ def _print_comparison(
     print(f"\n{directory}, {len(utterances)} utterances one by one, on one thread\n\n{HEADER}")
     for candidate in candidates:
         print(row(candidate, candidates[0], utterances))
-    if not with_audio or not use_sherpa:
-        return
-    if not sherpa.available():
-        print("\nsherpa-onnx is not installed: sherpa.onnx was run by onnxruntime alone")
+    if not exporter.for_sherpa:
         return
     recordings = {key: utterance.samples for key, utterance in utterances.items()}
-    for candidate in candidates:
-        if candidate.name.startswith("sherpa"):
-            texts = sherpa.recognize(
-                exporter.folder / candidate.name, exporter.folder / "tokens.txt", recordings, exporter.rate
-            )
-            name = f"{candidate.name} in sherpa-onnx"
-            print(row(Candidate(name, candidate.size, candidate.run, texts=texts), candidates[0], utterances))
+    if not sherpa.available():
+        print("\nsherpa-onnx is not installed: not tried")
+    elif any(samples is None for samples in recordings.values()):
+        print(f"\n{directory}: features, but no audio for sherpa-onnx: not tried")
+    else:
+        for name, family in exporter.for_sherpa.items():
+            path = exporter.folder / name
+            results = sherpa.recognize(path, exporter.folder / "tokens.txt", recordings, exporter.rate, family)
+            texts = {key: result.text for key, result in results.items()}
+            candidate = Candidate(f"{name} in sherpa-onnx", path.stat().st_size, pytorch, texts=texts)
+            print(row(candidate, candidates[0], utterances))
 
 
 def export_model(
@@ -270,10 +309,11 @@ def export_model(
                 candidates = exporter.write_streaming(chunk)
             else:
                 candidates = exporter.write_offline()
-                candidates += exporter.write_sherpa() if to_onnx else []
+                if to_onnx and decoder.input_size is None:
+                    candidates += exporter.write_wave()
             _write_tokens(folder / "tokens.txt", decoder.converter.token_list)
             if check is not None:
-                _print_comparison(exporter, candidates, check, files.model_file, not streaming and to_onnx)
+                _print_comparison(exporter, candidates, check, files.model_file)
             names = sorted(path.name for path in folder.iterdir())
             for name in names:
                 os.replace(folder / name, output / name)
@@ -282,3 +322,5 @@ def export_model(
             output.rmdir()
         raise
     print(f"\n{output}: {', '.join(names)}")
+    for name, family in exporter.for_sherpa.items():
+        print(f"{name}: {family.usage()}")

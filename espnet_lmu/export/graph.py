@@ -138,26 +138,6 @@ class LogMel(nn.Module):
         return (power @ self.mel).clamp(min=self.floor).log()
 
 
-def kaldi_log_mel(rate: int) -> LogMel:
-    """The features of `espnet_lmu.data.format.fbank`; the input is in [-1, 1], sampled at `rate` Hz."""
-    from torchaudio.compliance.kaldi import get_mel_banks
-
-    from espnet_lmu.data.format import FRAME_LENGTH_MS, FRAME_SHIFT_MS, MEL_BINS
-
-    frame, shift = rate * FRAME_LENGTH_MS // 1000, rate * FRAME_SHIFT_MS // 1000
-    size = 1 << (frame - 1).bit_length()
-    window = torch.hann_window(frame, periodic=False, dtype=torch.float64) ** 0.85
-    # In each frame: subtract the mean, then 0.97 times the sample before (the first one before itself).
-    without_mean = torch.eye(frame, dtype=torch.float64) - 1 / frame
-    emphasis = torch.eye(frame, dtype=torch.float64)
-    emphasis[torch.arange(1, frame), torch.arange(frame - 1)] = -0.97
-    emphasis[0, 0] = 1 - 0.97
-    kernels = _dft(window, size) @ emphasis @ without_mean * 32768
-    mel, _ = get_mel_banks(MEL_BINS, size, float(rate), 20.0, 0.0, 100.0, -500.0, 1.0)
-    mel = F.pad(mel, (0, 1)).T
-    return LogMel(kernels[:, None], shift, 0, mel, torch.finfo(torch.float32).eps)
-
-
 def espnet_log_mel(frontend: nn.Module) -> LogMel:
     """The features of ESPnet's default frontend.
 

@@ -13,6 +13,7 @@ The state is a list of tensors of fixed shape, all zero before the first chunk:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -186,6 +187,64 @@ class StreamingGraph(nn.Module):
                 x = x + encoder.conditioning_layer(self.graph.ctc(encoder.out(x)).softmax(-1))
         log_probs = self.graph.ctc(encoder.out(x)).log_softmax(-1)
         return log_probs, frames, position + frames, *following
+
+
+class Zipformer2Graph(nn.Module):
+    """A `StreamingGraph` with the inputs, outputs and metadata of sherpa-onnx's online zipformer2 CTC models.
+
+    sherpa-onnx makes the tensors of the state by the sizes in the metadata: six for each layer of a Zipformer, one for
+    its input layer, a counter. Here the cached keys of a single layer hold all of a stream's state, one after the
+    other, the counter holds its position, and the rest, as small as may be, goes through as it is.
+
+    Args:
+        step: one chunk.
+        input_size: F.
+    """
+
+    def __init__(self, step: StreamingGraph, input_size: int) -> None:
+        super().__init__()
+        self.step = step
+        self.frames = step.chunk * step.factor
+        _, *parts = step.initial_state(input_size).values()
+        self.shapes = [part.shape[1:] for part in parts]
+        self.sizes = [math.prod(shape) for shape in self.shapes]
+
+    def metadata(self) -> dict[str, int]:
+        """What sherpa-onnx wants to know of the state and of the feature frames of a chunk."""
+        return {
+            "encoder_dims": 4,  # three quarters of it are a size, which must not be 0
+            "query_head_dims": sum(self.sizes),
+            "value_head_dims": 1,
+            "num_heads": 1,
+            "num_encoder_layers": 1,
+            "cnn_module_kernels": 3,
+            "left_context_len": 1,
+            "T": self.frames,
+            "decode_chunk_len": self.frames,
+        }
+
+    def initial_state(self, batch: int = 1) -> dict[str, Tensor]:
+        """The state that sherpa-onnx begins with, by Zipformer's names; its batch is the second dimension of some."""
+        return {
+            "cached_key": torch.zeros(1, batch, sum(self.sizes)),
+            "cached_nonlin_attn": torch.zeros(1, batch, 1, 3),
+            "cached_val1": torch.zeros(1, batch, 1),
+            "cached_val2": torch.zeros(1, batch, 1),
+            "cached_conv1": torch.zeros(batch, 4, 1),
+            "cached_conv2": torch.zeros(batch, 4, 1),
+            "embed_states": torch.zeros(batch, 128, 3, 19),
+            "processed_lens": torch.zeros(batch, dtype=torch.int64),
+        }
+
+    def forward(self, x: Tensor, key: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        """(B, C r, F) and the state to log posteriors (B, C, V) and the next state; every chunk is a whole one."""
+        *unused, position = others
+        parts = [
+            part.unflatten(1, shape) for part, shape in zip(key[0].split(self.sizes, dim=1), self.shapes, strict=True)
+        ]
+        lengths = torch.full_like(position, self.frames)
+        log_probs, _, position, *parts = self.step(x, lengths, position, *parts)
+        return log_probs, torch.cat([part.flatten(1) for part in parts], dim=1)[None], *unused, position
 
 
 def _as_list(state: Tensor | Sequence[Tensor]) -> list[Tensor]:
