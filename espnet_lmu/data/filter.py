@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from espnet_lmu.data.features import read_features, write_features
 from espnet_lmu.data.files import command_line, parse_rate, shorten
 from espnet_lmu.data.format import FRAME_SHIFT_MS
 from espnet_lmu.data.kaldi_dir import read_table, write_data_dir, write_table
@@ -46,6 +47,7 @@ def filter_data_dir(source: Path, target: Path, fs: int, minimum: float, maximum
     write_data_dir(target, {name: {key: table[key] for key in kept} for name, table in tables.items()})
     if feats_type != "raw":
         write_table(target / "feats_dim", read_table(source / "feats_dim"))
+        write_features(target, read_features(source))
     write_table(target / "feats_type", {feats_type: ""})
     print(f"{target}: {len(kept)} of {len(texts)} utterances, {sum(durations[key] for key in kept) / 3600:.2f} h")
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from espnet_lmu.data.audio import audio_length, resample
+from espnet_lmu.data.features import write_features
 from espnet_lmu.data.files import atomic_open, command_line, parse_rate, shorten
 from espnet_lmu.data.kaldi_dir import excerpts, read_data_dir, write_data_dir, write_table
 from espnet_lmu.data.segments import Excerpt, read_excerpt
@@ -41,6 +42,11 @@ class _Item(NamedTuple):
     utterance: str
     audio: Excerpt
     speed: float
+
+
+def feature_settings(rate: int) -> dict:
+    """The record of `fbank` (`espnet_lmu.data.features`)."""
+    return {"features": "fbank", "rate": rate, "amplitude": 1.0, **_FBANK_OPTIONS, "snip_edges": False}
 
 
 def frame_geometry(rate: int) -> tuple[int, int, int, int]:
@@ -232,6 +238,8 @@ def format_data_dir(source: Path, target: Path, feats_type: str, fs: int, **para
     pieces = target / "data" / "pieces"
     for left_by_a_kill in (pieces, *(target / "data").glob(".*.tmp*")):
         _remove(left_by_a_kill)
+    if missing:
+        write_features(target, None)  # until all are of one kind
     with bar:
         made = map_pieces(
             _process_shard,
@@ -262,6 +270,7 @@ def format_data_dir(source: Path, target: Path, feats_type: str, fs: int, **para
         tables["feats.scp"] = paths
         tables["feats_shape"] = {key: f"{length},{MEL_BINS}" for key, (_, length) in entries.items()}
         write_table(target / "feats_dim", {str(MEL_BINS): ""})
+        write_features(target, feature_settings(fs))
     tables["text"] = {key: " ".join(text.split()) for key, text in tables["text"].items()}
     write_data_dir(target, tables)
     write_table(target / "feats_type", {feats_type: ""})

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
+from espnet_lmu.data.features import check_features
 from espnet_lmu.data.files import command_line
 from espnet_lmu.data.kaldi_dir import read_table
 from espnet_lmu.decoding.results import Hypothesis, write_hypotheses
@@ -135,6 +136,8 @@ def main() -> None:
     for path in (args.asr_train_config, args.asr_model_file):
         if not path.exists():
             raise UserError(f"{path}: no such file; train first, or choose another model (--inference_asr_model)")
+    for name in args.test_sets:
+        check_features(args.asr_train_config.parent, args.data_feats / name)
     decode = _make_decoder(settings, args)
     for name in args.test_sets:
         write_hypotheses(args.decode_dir / name, decode(name))

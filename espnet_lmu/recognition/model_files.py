@@ -2,7 +2,8 @@
 
 A packed file is an uncompressed zip archive with names of `CONTENTS` and no others. Its ``meta.yaml`` is that of
 ESPnet's own packed models (``espnet2.bin.pack``), so ESPnet's tools load it too, and has in addition the sampling
-rate, the features, versions and a checksum of each file. A repository on the hub holds the same files unpacked.
+rate, how stored features were computed, versions and a checksum of each file. A repository on the hub holds the same
+files unpacked.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import yaml
 
+from espnet_lmu.data.features import differences, read_features
 from espnet_lmu.data.files import read_yaml, shorten
 from espnet_lmu.errors import UserError
 
@@ -43,7 +46,8 @@ class ModelFiles:
     """Files of a model, checked; paths in ``config_file`` are absolute, so that any working directory will do.
 
     Attributes:
-        rate: sampling rate of the model in Hz; None where only the configuration can say it.
+        rate: sampling rate of the model in Hz; None where only the configuration can say it, that of a model of raw
+            audio in an experiment's folder.
     """
 
     config_file: Path
@@ -76,6 +80,37 @@ def name_files(config: dict, names: dict[tuple[str | None, str], str]) -> None:
     """Let a configuration name other files in some of the places of `NAMED_FILES`."""
     for (section, option), name in names.items():
         (config if section is None else config[section])[option] = name
+
+
+def check_known_features(name: str, config: dict, features: dict | None, rate: int | None) -> None:
+    """Check that a model of stored features, called `name` in messages, takes those that are computed here.
+
+    Args:
+        config: its configuration.
+        features: the record of the features that it was trained on (`espnet_lmu.data.features`); without one, a
+            warning is printed.
+        rate: sampling rate in Hz at which they are computed here.
+
+    Raises:
+        UserError: it takes others.
+    """
+    if config.get("input_size") is None:
+        return
+    if features is None:
+        print(
+            f"warning: {name}: no record of the features that it was trained on; if they are not those of this "
+            "version's stage 3, its text will be worse than it should be: then train it again",
+            file=sys.stderr,
+        )
+        return
+    from espnet_lmu.data.format import feature_settings
+
+    if not isinstance(features, dict):
+        raise UserError(f"{name}: not a record of features: {features}")
+    if different := differences(features, feature_settings(rate)):
+        raise UserError(
+            f"{name}: trained on features that this version does not compute: {different}; train it again, from stage 3"
+        )
 
 
 def experiment_files(folder: Path, weights: str | None = None) -> tuple[dict, Path, dict]:
@@ -158,6 +193,7 @@ def check_unpacked(folder: Path, name: str) -> tuple[dict, int]:
         if file_digest(folder / member) != checksum:
             raise UserError(f"{name}: {member} is damaged or was changed: its checksum differs; get the model again")
     config = read_yaml(folder / CONFIG, f"{name}: {CONFIG}")
+    check_known_features(name, config, meta.get("fbank"), rate)
     for option, allowed in _ALLOWED.items():
         if config.get(option) not in allowed:
             raise UserError(
@@ -220,6 +256,9 @@ def open_model(model: str | Path) -> ModelFiles:
             raise UserError(f"{model}: no {CONFIG}: neither an experiment's folder nor a packed model")
         config, weights, files = experiment_files(path)
         name_files(config, {place: str(file) for place, file in files.items()})
+        if features := read_features(path):
+            rate = features.get("rate")
+        check_known_features(str(model), config, features, rate)
     config_file = Path(temporary.name) / CONFIG
     config_file.write_text(dump_yaml(config), encoding="utf-8")
     return ModelFiles(config_file, weights.absolute(), rate, temporary)

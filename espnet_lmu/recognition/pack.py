@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import espnet_lmu
+from espnet_lmu.data.features import read_features
 from espnet_lmu.data.files import command_line, parse_rate
 from espnet_lmu.errors import UserError
 from espnet_lmu.recognition.model_files import (
@@ -53,6 +54,9 @@ def packed_files(experiment: Path, weights: str | None, rate: int, results: Path
         folder: empty.
     """
     config, weights_file, named = experiment_files(experiment, weights)
+    features = read_features(experiment)
+    if features is not None and features["rate"] != rate:
+        raise UserError(f"--fs {rate}: {experiment} was trained on features of audio at {features['rate']} Hz")
     shutil.copyfile(weights_file, folder / WEIGHTS)
     for place, path in named.items():
         shutil.copyfile(path, folder / NAMED_FILES[place])
@@ -72,6 +76,7 @@ def packed_files(experiment: Path, weights: str | None, rate: int, results: Path
         "espnet_lmu": espnet_lmu.__version__,
         "features": "raw" if config.get("input_size") is None else "fbank",
         "rate": rate,
+        **({} if features is None else {"fbank": features}),
         "sha256": {path.name: file_digest(path) for path in sorted(folder.iterdir())},
     }
     (folder / META).write_text(dump_yaml(meta), encoding="utf-8")

@@ -267,12 +267,12 @@ def load_model(model: str | Path, device: str = "cpu") -> Recognizer:
     Nothing in its files is run: YAML is read by safe load, weights by ``weights_only=True``.
 
     Args:
-        model: an experiment's folder, a file that stage 14 packed, or the id of a model on the Hugging Face hub. Only
-            a packed model says at which rate stored features were computed; an experiment's are taken for 16 kHz.
+        model: an experiment's folder, a file that stage 14 packed, or the id of a model on the Hugging Face hub.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        UserError: there is no such model, or its files are damaged or not what they should be.
+        UserError: there is no such model, or its files are damaged or not what they should be; or it was trained on
+            other features than this version computes.
     """
     import torch
 

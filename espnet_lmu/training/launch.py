@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 import espnet_lmu  # noqa: F401  (registers the encoder, in each process)
+from espnet_lmu.data.features import check_features, read_features, write_features
 from espnet_lmu.data.files import command_line
 from espnet_lmu.errors import UserError
 from espnet_lmu.hook import ignore_espnets_warnings, import_asr_train
@@ -72,6 +73,25 @@ def _launches(num_nodes: int) -> tuple[int, int, str, int]:
             f"MASTER_PORT, WORLD_SIZE={num_nodes} and RANK=0 to {num_nodes - 1} in its environment"
         )
     return launches, launch, address, port
+
+
+def _record_features(arguments: list[str]) -> None:
+    """Write down, in a new experiment, how the features that it is trained on were computed.
+
+    Raises:
+        UserError: the experiment has begun with others.
+    """
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    parser.add_argument("--output_dir", type=Path)
+    parser.add_argument("--valid_data_path_and_name_and_type", action="append")  # stays one directory with num_splits
+    known, _ = parser.parse_known_args(arguments)
+    if known.output_dir is None or known.valid_data_path_and_name_and_type is None:
+        return  # asr_train will say so
+    data_dir = Path(known.valid_data_path_and_name_and_type[0]).parent
+    if (known.output_dir / "checkpoint.pth").exists():
+        check_features(known.output_dir, data_dir)
+    else:
+        write_features(known.output_dir, read_features(data_dir))
 
 
 def _srun(processes: int, on_gpus: bool, num_nodes: int, config: Path, arguments: list[str]) -> None:
@@ -159,6 +179,8 @@ def main() -> None:
         raise UserError(
             f"--ngpu {args.processes}: this machine has {torch.cuda.device_count()} GPUs that torch can use"
         )
+    if launch == 0:
+        _record_features(arguments)
     if not on_gpus:
         import_asr_train()  # once: the processes are forks, which CUDA does not survive
     first_rank = launch * args.processes

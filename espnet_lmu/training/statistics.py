@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from espnet_lmu.data.features import FEATURES
 from espnet_lmu.data.files import atomic_open, command_line
 from espnet_lmu.data.kaldi_dir import read_table, write_table
 from espnet_lmu.errors import UserError
@@ -139,6 +140,7 @@ def main() -> None:
     args, arguments = parser.parse_known_args()
     scps = {"train": args.train_scp, "valid": args.valid_scp}
     inputs = [scp.with_name("text") for scp in scps.values()]
+    inputs += filter(Path.exists, (scp.with_name(FEATURES) for scp in scps.values()))
     if args.asr_config:
         inputs.append(args.asr_config)
         arguments = ["--config", str(args.asr_config), *arguments]

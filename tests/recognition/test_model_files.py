@@ -10,6 +10,8 @@ import pytest
 import yaml
 from experiments import CONFIG, make_experiment
 
+from espnet_lmu.data.features import write_features
+from espnet_lmu.data.format import feature_settings
 from espnet_lmu.errors import UserError
 from espnet_lmu.recognition.model_files import CONTENTS, open_model
 from espnet_lmu.recognition.pack import pack
@@ -77,6 +79,29 @@ def test_packed_model_has_everything_and_no_path_of_the_recipe(packed):
     meta = yaml.safe_load(members["meta.yaml"])
     assert meta["features"] == "raw" and {"espnet", "torch", "espnet_lmu", "python"} <= set(meta)
     assert set(meta["sha256"]) == set(CONTENTS) - {"meta.yaml"}
+
+
+def test_model_of_stored_features_keeps_to_them(tmp_path, capsys):
+    experiment = make_experiment(tmp_path / "recipe", CONFIG | {"input_size": 80, "frontend": None})
+    packed = tmp_path / "model.zip"
+    pack(experiment, packed, None, 8000, None)
+    for model in (experiment, packed):
+        open_model(model)
+        assert f"warning: {model}: no record of the features" in capsys.readouterr().err
+    write_features(experiment, feature_settings(8000))
+    with pytest.raises(UserError, match="--fs 16000: .*asr_tiny was trained on features of audio at 8000 Hz"):
+        pack(experiment, packed, None, 16000, None)
+    pack(experiment, packed, None, 8000, None)
+    assert open_model(experiment).rate == open_model(packed).rate == 8000
+    assert not capsys.readouterr().err
+    write_features(experiment, feature_settings(8000) | {"high_freq": 0.0})
+    pack(experiment, packed, None, 8000, None)
+    for model in (experiment, packed):
+        with pytest.raises(UserError, match="that this version does not compute: high_freq 0.0 in place of -400.0; tr"):
+            open_model(model)
+    meta = yaml.safe_load(_members(packed)["meta.yaml"]) | {"fbank": "mine"}
+    with pytest.raises(UserError, match="not a record of features: mine"):
+        open_model(_write(tmp_path / "odd.zip", _members(packed) | {"meta.yaml": yaml.safe_dump(meta).encode()}))
 
 
 def test_packing_again_gives_the_same_file_and_leaves_nothing_beside_it(packed, tmp_path):

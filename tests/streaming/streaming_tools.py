@@ -7,6 +7,9 @@ import numpy as np
 import torch
 import yaml
 
+from espnet_lmu.data.features import write_features
+from espnet_lmu.data.format import feature_settings
+
 RATE = 16000
 LETTERS = ["<blank>", "<unk>", "<space>", *"ABCDEFGHIJ", "<sos/eos>"]
 ENCODER = {
@@ -55,6 +58,8 @@ def write_model(directory: Path, encoder_options: dict | None = None, **options)
     model.ctc.ctc_lo.bias.data[LETTERS.index("<space>")] += 2
     torch.save(model.state_dict(), directory / "valid.loss.ave.pth")
     (directory / "config.yaml").write_text(yaml.safe_dump(vars(args)))
+    if settings.get("input_size") == 80:
+        write_features(directory, feature_settings(RATE))
     return directory / "config.yaml", directory / "valid.loss.ave.pth"
 
 

@@ -54,8 +54,8 @@ def test_latency_is_how_long_the_text_takes(kind, request):
     """The first frame's outputs are there after `latency` seconds, and not a sample earlier."""
     recognizer = StreamingRecognizer(*request.getfixturevalue(kind))
     recognizer = recognizer.another(0.16)
-    # Four encoder frames of 40 ms: the last one needs 16 feature frames. Of Kaldi's, the first is about the 25 ms around
-    # 5 ms; of ESPnet's, about the 32 ms around 0.
+    # Four encoder frames of 40 ms: the last one needs 16 feature frames. Of Kaldi's, the first one is about the 25 ms
+    # around 5 ms; of ESPnet's, about the 32 ms around 0.
     assert recognizer.latency == pytest.approx(15 * 0.01 + (0.0175 if kind == "fbank_model" else 0.016))
     heard = []
     recognizer._text.accept = heard.extend
