@@ -8,15 +8,18 @@ averaging and decoding are the same for all. A killed comparison goes on where i
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
 
+import yaml
+
 from espnet_lmu.comparison.plan import Run, make_run, read_encoder, training_settings, write_settings
 from espnet_lmu.comparison.results import Result, learning_rate_table, read_result, table
+from espnet_lmu.data.features import check_features
 from espnet_lmu.data.files import atomic_open, command_line, read_yaml
 from espnet_lmu.errors import UserError
 from espnet_lmu.training.history import History, read_history
@@ -37,6 +40,24 @@ class Comparison:
     def recipe(self, *arguments: str) -> list[str]:
         sets = ["--valid_set", self.args.valid_set, "--test_sets", " ".join(self.datasets)]
         return ["./run.sh", *arguments, *sets, *shlex.split(self.args.recipe_args)]
+
+    def check_recipe(self) -> None:
+        """Keep the options of the recipe, for runs on other data or tokens do not compare.
+
+        Raises:
+            UserError: the comparison has begun with others.
+        """
+        names = ("valid_set", "test_set", "recipe_args", "data_feats")
+        recipe = {name: str(getattr(self.args, name)) for name in names}
+        path = self.root / "recipe.yaml"
+        if not path.exists():
+            with atomic_open(path) as stream:
+                yaml.safe_dump(recipe, stream, sort_keys=False)
+        for name, value in read_yaml(path).items():
+            if value != recipe.get(name):
+                raise UserError(
+                    f"--{name} {recipe.get(name)!r}: {self.root} has begun with {value!r}; give that, or another --dir"
+                )
 
     def prepare(self) -> None:
         """Stages 1 to 5, and the statistics; features do not depend on the encoder."""
@@ -65,11 +86,12 @@ class Comparison:
         config = write_settings(run, settings)
         done = run.directory / "done"
         if done.exists():
+            check_features(run.directory, self.args.data_feats / self.args.valid_set)
             return
         print(f"{run.directory.name}: training", flush=True)
         # One process and thread for each run: the times of encoders are comparable, and runs fill the machine.
         command = self.recipe(
-            *("--stage", "11", "--asr_config", str(config), "--asr_exp", str(run.directory)),
+            *("--stage", "11", "--stop_stage", "13", "--asr_config", str(config), "--asr_exp", str(run.directory)),
             *("--asr_stats_dir", str(self.root / "stats"), "--train_nj", "1", "--inference_nj", "1"),
         )
         self._call(command, run.directory / "run.log")
@@ -94,6 +116,7 @@ class Comparison:
 
     def run(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
+        self.check_recipe()
         self.prepare()
         first, *others = self.args.seeds
         tried = {
@@ -122,7 +145,10 @@ class Comparison:
             real_time[name] = factor
             for result in chosen[name]:
                 result.parameters = parameters
-        rows = sorted(chosen.values(), key=lambda results: results[0].rate(self.args.valid_set, "WER"))
+        rows = sorted(
+            chosen.values(),
+            key=lambda results: sum(result.rate(self.args.valid_set, "WER") for result in results),  # as many of each
+        )
         lines = [
             table(rows, self.datasets, real_time),
             "",
@@ -131,9 +157,10 @@ class Comparison:
             learning_rate_table(found, self.args.valid_set),
             "",
             "Learning rates were chosen by it. Mean ± standard deviation over the seeds; the interval is a bootstrap "
-            "over the test utterances. Training in one process of one thread, greedy decoding, no language model.",
+            f"over the test utterances. Trainings of one process of one thread, {self.args.jobs} at a time; greedy "
+            "decoding, no language model.",
             "",
-            f"Command: `{shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}`",
+            f"Command: `{command(self.args)}`",
             "",
         ]
         with atomic_open(self.root / "RESULTS.md") as stream:
@@ -142,6 +169,36 @@ class Comparison:
         histories = {name: read_history(results[0].run.directory) for name, results in chosen.items()}
         plot_curves(histories, self.args.valid_set, self.root / "curves.png")
         print(f"Written to {self.root}/RESULTS.md; learning curves in {self.root}/curves.png")
+
+
+def command(args: argparse.Namespace) -> str:
+    """What a user types in the recipe's directory for a comparison."""
+
+    def as_text(value) -> str:
+        if isinstance(value, Path) and value.is_relative_to(_CONF.parent):
+            return os.path.relpath(value)  # the same on other machines
+        return " ".join(f"{number:g}" for number in value) if isinstance(value, list) else str(value)
+
+    words = ["./compare.sh"]
+    for name in (
+        "training",
+        "valid_set",
+        "test_set",
+        "learning_rates",
+        "seeds",
+        "jobs",
+        "dir",
+        "data_feats",
+        "recipe_args",
+    ):
+        if value := as_text(getattr(args, name)):
+            words += [f"--{name}", value]
+    words += map(as_text, args.encoders if args.encoders != _all_encoders() else [])
+    return shlex.join(words)
+
+
+def _all_encoders() -> list[Path]:
+    return [path for folder in ("encoders", "peers") for path in sorted((_CONF / folder).glob("*.yaml"))]
 
 
 def plot_curves(histories: dict[str, History], dataset: str, path: Path) -> None:
@@ -196,8 +253,7 @@ def main() -> None:
         help="YAML of encoder and encoder_conf (default: all of conf/encoders and conf/peers)",
     )
     args = parser.parse_args()
-    if not args.encoders:
-        args.encoders = [path for folder in ("encoders", "peers") for path in sorted((_CONF / folder).glob("*.yaml"))]
+    args.encoders = args.encoders or _all_encoders()
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: give at least 1")
     Comparison(args).run()

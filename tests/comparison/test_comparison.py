@@ -2,15 +2,17 @@
 
 import datetime
 import os
+import shlex
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from espnet_lmu.comparison.compare import plot_curves
+from espnet_lmu.comparison.compare import _all_encoders, command, plot_curves
 from espnet_lmu.comparison.plan import make_run, read_encoder, training_settings, write_settings
 from espnet_lmu.comparison.results import read_result, table
 from espnet_lmu.errors import UserError
@@ -141,6 +143,14 @@ def test_best_rate_gets_all_seeds_and_finished_runs_are_kept(tmp_path):
     assert sum("--stop_stage 10" in call for call in calls) == 1
     assert compare("--seeds", "1 2").returncode == 0
     assert (tmp_path / "calls.txt").read_text().splitlines() == calls
+    assert (
+        "`./compare.sh --training training.yaml --valid_set dev --test_set test --learning_rates '0.001 0.002' "
+        in report
+    )
+    assert "--seeds '1 2' --jobs 2 --dir exp/comparison --data_feats dump one.yaml two.yaml`" in report
+    result = compare("--seeds", "1 2", "--recipe_args", "--nbpe 64")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: --recipe_args '--nbpe 64': exp/comparison has begun with ''; give that")
     result = compare("--seeds", "1 1")
     assert result.returncode == 2 and "--seeds: invalid list value" in result.stderr
 
@@ -159,6 +169,28 @@ def test_encoders_of_the_comparison_have_nearly_one_size():
     ours = max(size(path) for path in (ROOT / "conf" / "encoders").glob("*.yaml"))
     peers = [size(path) for path in (ROOT / "conf" / "peers").glob("*.yaml")]
     assert len(peers) >= 3 and all(ours <= peer <= 1.05 * ours for peer in peers)
+
+
+def test_command_has_no_paths_of_the_machine(monkeypatch):
+    monkeypatch.chdir(ROOT / "egs/an4/asr1")
+    args = Namespace(
+        training=Path("conf/comparison.yaml"),
+        valid_set="dev",
+        test_set="test",
+        learning_rates=[0.002],
+        seeds=[1],
+        jobs=2,
+        dir=Path("exp/comparison"),
+        data_feats=Path("dump/fbank"),
+        recipe_args="--nbpe 64",
+        encoders=[ROOT / "conf/encoders/lmu_original.yaml"],
+    )
+    assert shlex.split(command(args))[-4:] == [
+        *("dump/fbank", "--recipe_args", "--nbpe 64"),
+        "../../../conf/encoders/lmu_original.yaml",
+    ]
+    args.encoders = _all_encoders()
+    assert command(args).endswith(" --recipe_args '--nbpe 64'")
 
 
 def test_curves_are_drawn(tmp_path):
