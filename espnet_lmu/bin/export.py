@@ -7,8 +7,17 @@ from pathlib import Path
 
 from espnet_lmu.errors import UserError
 
+_EPILOG = """\
+model.onnx takes features of whole recordings, streaming.onnx those of a chunk and a state. sherpa-onnx runs models
+trained with --feats_type fbank: model.onnx as OfflineRecognizer.from_zipformer_ctc, sherpa_streaming.onnx as
+OnlineRecognizer.from_zipformer2_ctc; give an online stream a chunk of silence after the recording, before
+input_finished(), for it decodes no chunk without a frame after it. Of a model trained on audio with normalize:
+utterance_mvn it runs sherpa.onnx, as OfflineRecognizer.from_omnilingual_asr_ctc.
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EPILOG
     parser.add_argument("model", metavar="MODEL", help="experiment folder, packed model, or USER/NAME on Hugging Face")
     parser.add_argument("--format", choices=["onnx", "torchscript"], default="onnx", help="kind of file (%(default)s)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the files go")

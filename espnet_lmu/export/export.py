@@ -248,7 +248,7 @@ def _print_comparison(exporter: Exporter, candidates: list[Candidate], directory
         utterances = {key: utterance for key, utterance in utterances.items() if key not in short}
 
     def pytorch(utterance: Utterance) -> np.ndarray:
-        return reference(exporter.model, torch.from_numpy(utterance.features))
+        return reference(exporter.model, torch.tensor(utterance.features))
 
     candidates = [Candidate("PyTorch", weights.stat().st_size, pytorch), *candidates]
     # As stage 12 does; but the small products of a loop in TorchScript, which shares the setting, would take longer.
@@ -322,5 +322,6 @@ def export_model(
             output.rmdir()
         raise
     print(f"\n{output}: {', '.join(names)}")
-    for name, family in exporter.for_sherpa.items():
-        print(f"{name}: {family.usage()}")
+    for family in dict.fromkeys(exporter.for_sherpa.values()):
+        names = [name for name, other in exporter.for_sherpa.items() if other == family]
+        print(f"{', '.join(names)}: {family.usage()}")
