@@ -19,7 +19,7 @@ import yaml
 
 from espnet_lmu.comparison.plan import Run, make_run, read_encoder, training_settings, write_settings
 from espnet_lmu.comparison.results import Result, learning_rate_table, read_result, table
-from espnet_lmu.data.features import check_features
+from espnet_lmu.data.features import check_features, read_features
 from espnet_lmu.data.files import atomic_open, command_line, read_yaml
 from espnet_lmu.errors import UserError
 from espnet_lmu.training.history import History, read_history
@@ -86,7 +86,8 @@ class Comparison:
         config = write_settings(run, settings)
         done = run.directory / "done"
         if done.exists():
-            check_features(run.directory, self.args.data_feats / self.args.valid_set)
+            data_dir = self.args.data_feats / self.args.valid_set
+            check_features(str(run.directory), read_features(run.directory), read_features(data_dir), str(data_dir))
             return
         print(f"{run.directory.name}: training", flush=True)
         # One process and thread for each run: the times of encoders are comparable, and runs fill the machine.

@@ -6,6 +6,7 @@ model would be given other features than those it was trained on, and would err 
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import yaml
@@ -30,30 +31,31 @@ def read_features(directory: Path) -> dict | None:
     return read_yaml(directory / FEATURES) if (directory / FEATURES).exists() else None
 
 
-def differences(settings: dict, others: dict) -> str:
-    """Where two records differ, in words; empty if nowhere."""
-    names = [name for name in settings | others if settings.get(name) != others.get(name)]
-    return ", ".join(f"{name} {settings.get(name)} in place of {others.get(name)}" for name in names)
+def check_features(name: str, trained: dict | None, given: dict | None, place: str) -> None:
+    """Check that a model is given the features that it was trained on; a warning is printed where one has no record.
 
-
-def check_features(experiment: Path, data_dir: Path) -> None:
-    """Check that a model is given the features that it was trained on.
+    Args:
+        name: of the model, in messages.
+        trained: the record of what it was trained on.
+        given: the record of what it is given.
+        place: where that comes from, such as a data directory.
 
     Raises:
-        UserError: the records of the experiment and of the data differ, or one of the two has none.
+        UserError: the two differ.
     """
-    trained, stored = read_features(experiment), read_features(data_dir)
-    if trained is not None and stored is not None and (different := differences(trained, stored)):
-        raise UserError(
-            f"{experiment}: trained on other features than those of {data_dir}: {different}; train again, or format "
-            "the data as it was (stage 3)"
+    if trained == given:
+        return
+    if trained is None or given is None:
+        unknown = name if trained is None else place
+        print(
+            f"warning: {unknown}: no {FEATURES}, perhaps of an earlier version; if the features of {name} and {place} "
+            "are not the same, it errs more than it should",
+            file=sys.stderr,
         )
-    if trained is None and stored is not None:
-        raise UserError(
-            f"{experiment}: trained on features that have no record, perhaps by an earlier version; train again, or, "
-            f"if they are those of {data_dir}, copy its {FEATURES} to the experiment"
-        )
-    if trained is not None and stored is None:
-        raise UserError(
-            f"{data_dir}: its features have no {FEATURES}, perhaps from an earlier version; run stage 3 again"
-        )
+        return
+    different = ", ".join(
+        f"{key} {trained.get(key)} there and {given.get(key)} here"
+        for key in trained | given
+        if trained.get(key) != given.get(key)
+    )
+    raise UserError(f"{name}: its features are not those of {place}: {different}; make it again, from stage 3 on")

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from espnet_lmu.data.features import check_features
+from espnet_lmu.data.features import check_features, read_features
 from espnet_lmu.data.files import command_line
 from espnet_lmu.data.kaldi_dir import read_table
 from espnet_lmu.decoding.results import Hypothesis, write_hypotheses
@@ -137,7 +137,8 @@ def main() -> None:
         if not path.exists():
             raise UserError(f"{path}: no such file; train first, or choose another model (--inference_asr_model)")
     for name in args.test_sets:
-        check_features(args.asr_train_config.parent, args.data_feats / name)
+        experiment, data_dir = args.asr_train_config.parent, args.data_feats / name
+        check_features(str(experiment), read_features(experiment), read_features(data_dir), str(data_dir))
     decode = _make_decoder(settings, args)
     for name in args.test_sets:
         write_hypotheses(args.decode_dir / name, decode(name))

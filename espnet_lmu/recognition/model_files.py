@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from espnet_lmu.data.features import differences, read_features
+from espnet_lmu.data.features import check_features, read_features
 from espnet_lmu.data.files import read_yaml, shorten
 from espnet_lmu.errors import UserError
 
@@ -82,37 +81,6 @@ def name_files(config: dict, names: dict[tuple[str | None, str], str]) -> None:
         (config if section is None else config[section])[option] = name
 
 
-def check_known_features(name: str, config: dict, features: dict | None, rate: int | None) -> None:
-    """Check that a model of stored features, called `name` in messages, takes those that are computed here.
-
-    Args:
-        config: its configuration.
-        features: the record of the features that it was trained on (`espnet_lmu.data.features`); without one, a
-            warning is printed.
-        rate: sampling rate in Hz at which they are computed here.
-
-    Raises:
-        UserError: it takes others.
-    """
-    if config.get("input_size") is None:
-        return
-    if features is None:
-        print(
-            f"warning: {name}: no record of the features that it was trained on; if they are not those of this "
-            "version's stage 3, its text will be worse than it should be: then train it again",
-            file=sys.stderr,
-        )
-        return
-    from espnet_lmu.data.format import feature_settings
-
-    if not isinstance(features, dict):
-        raise UserError(f"{name}: not a record of features: {features}")
-    if different := differences(features, feature_settings(rate)):
-        raise UserError(
-            f"{name}: trained on features that this version does not compute: {different}; train it again, from stage 3"
-        )
-
-
 def experiment_files(folder: Path, weights: str | None = None) -> tuple[dict, Path, dict]:
     """Files of an experiment.
 
@@ -146,6 +114,14 @@ def experiment_files(folder: Path, weights: str | None = None) -> tuple[dict, Pa
             if files[place] is None:
                 raise UserError(f"{folder / CONFIG} refers to {name}, which is in no folder above the experiment")
     return config, folder / weights, files
+
+
+def _check_own_features(name: str, config: dict, features: dict | None, rate: int | None) -> None:
+    """Check that features which a model was trained on, if it takes any, are those that are computed of audio here."""
+    if config.get("input_size") is not None:
+        from espnet_lmu.data.format import feature_settings
+
+        check_features(name, features, feature_settings(rate), "this version of espnet_lmu")
 
 
 def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
@@ -193,7 +169,10 @@ def check_unpacked(folder: Path, name: str) -> tuple[dict, int]:
         if file_digest(folder / member) != checksum:
             raise UserError(f"{name}: {member} is damaged or was changed: its checksum differs; get the model again")
     config = read_yaml(folder / CONFIG, f"{name}: {CONFIG}")
-    check_known_features(name, config, meta.get("fbank"), rate)
+    features = meta.get("fbank")
+    if features is not None and not isinstance(features, dict):
+        raise UserError(f"{name}: its {META} has no usable record of features: fbank: {features}")
+    _check_own_features(name, config, features, rate)
     for option, allowed in _ALLOWED.items():
         if config.get(option) not in allowed:
             raise UserError(
@@ -258,7 +237,7 @@ def open_model(model: str | Path) -> ModelFiles:
         name_files(config, {place: str(file) for place, file in files.items()})
         if features := read_features(path):
             rate = features.get("rate")
-        check_known_features(str(model), config, features, rate)
+        _check_own_features(str(model), config, features, rate)
     config_file = Path(temporary.name) / CONFIG
     config_file.write_text(dump_yaml(config), encoding="utf-8")
     return ModelFiles(config_file, weights.absolute(), rate, temporary)

@@ -79,19 +79,23 @@ def _record_features(arguments: list[str]) -> None:
     """Write down, in a new experiment, how the features that it is trained on were computed.
 
     Raises:
-        UserError: the experiment has begun with others.
+        UserError: the experiment has begun with others, or the statistics are of others.
     """
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     parser.add_argument("--output_dir", type=Path)
     parser.add_argument("--valid_data_path_and_name_and_type", action="append")  # stays one directory with num_splits
+    parser.add_argument("--valid_shape_file", type=Path, action="append")
     known, _ = parser.parse_known_args(arguments)
-    if known.output_dir is None or known.valid_data_path_and_name_and_type is None:
+    if None in vars(known).values():
         return  # asr_train will say so
-    data_dir = Path(known.valid_data_path_and_name_and_type[0]).parent
-    if (known.output_dir / "checkpoint.pth").exists():
-        check_features(known.output_dir, data_dir)
+    experiment, data_dir = known.output_dir, Path(known.valid_data_path_and_name_and_type[0]).parent
+    statistics = known.valid_shape_file[0].parents[1]
+    features = read_features(data_dir)
+    check_features(str(statistics), read_features(statistics), features, str(data_dir))
+    if (experiment / "checkpoint.pth").exists():
+        check_features(str(experiment), read_features(experiment), features, str(data_dir))
     else:
-        write_features(known.output_dir, read_features(data_dir))
+        write_features(experiment, features)
 
 
 def _srun(processes: int, on_gpus: bool, num_nodes: int, config: Path, arguments: list[str]) -> None:
@@ -145,6 +149,8 @@ def _reason(error: Exception, processes: list, first_rank: int) -> str:
             memory = " (out of memory?)" if name == "SIGKILL" else ""
             return f"training process {first_rank + i} was ended by {name}{memory}; run stage 11 again to resume"
     last_line = str(error).strip().splitlines()[-1]
+    if "batch-size must be equal or more than world_size" in last_line:
+        last_line += "; some batches have fewer utterances than there are processes: train in fewer, or larger batches"
     return f"training process {first_rank + index}: {last_line}"
 
 
@@ -161,6 +167,8 @@ def main() -> None:
     parser.add_argument("--slurm_config", type=Path, metavar="YAML", help="start by srun with these settings")
     args, arguments = parser.parse_known_args()
     on_gpus = args.ngpu > 0
+    if args.processes < 1:
+        raise UserError(f"--train_nj {args.processes}: give at least 1")
     if args.slurm_config:
         forwarded = ["--ngpu", str(args.ngpu), "--num_nodes", str(args.num_nodes), *arguments]
         _srun(args.processes, on_gpus, args.num_nodes, args.slurm_config, forwarded)
@@ -177,7 +185,8 @@ def main() -> None:
 
     if on_gpus and torch.cuda.device_count() < args.processes:
         raise UserError(
-            f"--ngpu {args.processes}: this machine has {torch.cuda.device_count()} GPUs that torch can use"
+            f"--ngpu {args.processes}: this machine has {torch.cuda.device_count()} GPUs that torch can use; with "
+            "--ngpu 0 it trains on the CPU"
         )
     if launch == 0:
         _record_features(arguments)

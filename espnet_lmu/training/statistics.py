@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from espnet_lmu.data.features import FEATURES
+from espnet_lmu.data.features import FEATURES, read_features, write_features
 from espnet_lmu.data.files import atomic_open, command_line
 from espnet_lmu.data.kaldi_dir import read_table, write_table
 from espnet_lmu.errors import UserError
@@ -112,6 +112,7 @@ def collect_statistics(
     with tqdm(desc="statistics", total=number, unit="piece", dynamic_ncols=True) as bar:
         options = {"prepare": import_asr_train, "advance": lambda _: bar.update(), **parallel}
         map_pieces(collect_piece, pieces, directory=unfinished / stamp, **options)
+    write_features(unfinished, read_features(scps["valid"].parent))
     _aggregate(directories, unfinished, len(token_list.read_text(encoding="utf-8").splitlines()), token_type)
     shutil.rmtree(unfinished / stamp)
     with atomic_open(unfinished / ".stamp") as stream:

@@ -182,6 +182,7 @@ def test_the_processes_end_with_the_one_that_started_them(tmp_path):
         (["2", "--num_nodes", "2"], {}, "--num_nodes 2: give --cmd slurm, or start the same command on each machine"),
         (["2"], {"WORLD_SIZE": "2", "RANK": "1"}, "WORLD_SIZE is set, MASTER_ADDR is not"),
         (["99", "--ngpu", "99"], {}, "--ngpu 99: this machine has"),
+        (["0"], {}, "--train_nj 0: give at least 1"),
     ],
 )
 def test_launches_that_cannot_start(arguments, environment, message, monkeypatch):
