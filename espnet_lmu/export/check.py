@@ -57,13 +57,20 @@ def streaming_reference(model: nn.Module, x: Tensor, chunk: int) -> np.ndarray:
         return torch.cat(outputs, dim=1).numpy()
 
 
-def run_chunks(step: Run, state: list[np.ndarray], x: np.ndarray, frames: int) -> np.ndarray:
-    """Log posteriors (B, T', V) of features (B, T, F) by a streaming file, in chunks of `frames` feature frames."""
+def run_chunks(step: Run, state: list[np.ndarray], x: np.ndarray, shift: int, window: int) -> np.ndarray:
+    """Log posteriors (B, T', V) of features (B, T, F) by a streaming file.
+
+    Args:
+        step: the file; see `espnet_lmu.export.streaming.StreamingGraph`.
+        state: before the first chunk.
+        shift: feature frames from one chunk to the next.
+        window: feature frames that a chunk needs.
+    """
     outputs = []
-    for start in range(0, x.shape[1], frames):
-        part = x[:, start : start + frames]
+    for start in range(0, x.shape[1], shift):
+        part = x[:, start : start + window]
         lengths = np.full(len(x), part.shape[1])
-        padded = np.pad(part, ((0, 0), (0, frames - part.shape[1]), (0, 0)))
+        padded = np.pad(part, ((0, 0), (0, window - part.shape[1]), (0, 0)))
         log_probs, counts, *state = step(padded, lengths, *state)
         outputs.append(log_probs[:, : counts[0]])
     return np.concatenate(outputs, axis=1)

@@ -178,31 +178,33 @@ class Exporter:
     def write_streaming(self, chunk: int) -> list[Candidate]:
         """One chunk: features, lengths and a state to log posteriors, lengths and the next state."""
         graph = StreamingGraph(self.offline, chunk).eval()
-        frames = chunk * graph.factor
         state = graph.initial_state(self.input_size, 2)
         inputs = ["features", "lengths", *state]
         outputs = ["log_probs", "log_probs_lengths", *(f"next.{name}" for name in state)]
         files = self._write(
             "streaming",
             graph,
-            (torch.zeros(2, frames, self.input_size), torch.full((2,), frames), *state.values()),
+            (torch.zeros(2, graph.window, self.input_size), torch.full((2,), graph.window), *state.values()),
             inputs,
             outputs,
             {name: {0: "batch"} for name in (*inputs, *outputs)},
-            chunk_frames=frames,
+            chunk_frames=graph.shift,
+            window_frames=graph.window,
             subsampling_factor=graph.factor,
         )
-        x = plausible_features(self.model, 2, 5 * frames + frames // 2 + 1, self.input_size)
+        x = plausible_features(self.model, 2, 5 * graph.shift + graph.window // 2 + 1, self.input_size)
         name, run = next(iter(files.items()))
-        found = run_chunks(run, [value.numpy() for value in state.values()], x.numpy(), frames)
+        found = run_chunks(run, [value.numpy() for value in state.values()], x.numpy(), graph.shift, graph.window)
         check_difference(name, list(streaming_reference(self.model, x, chunk)), list(found))
         if self.to_onnx:
             self._write_online(graph)
         self.model.encoder.attention_chunk = chunk  # for whole utterances, in the check on data
         empty = [value[:1].numpy() for value in state.values()]
-        return self._candidates(
-            files, lambda run, utterance: run_chunks(run, empty, utterance.features[None], frames)[0]
-        )
+
+        def decode(run: Run, utterance: Utterance) -> np.ndarray:
+            return run_chunks(run, empty, utterance.features[None], graph.shift, graph.window)[0]
+
+        return self._candidates(files, decode)
 
     def _write_online(self, graph: StreamingGraph) -> None:
         """The same with the state that sherpa-onnx hands on; nothing, and a line why, where the features do not fit."""
@@ -210,9 +212,9 @@ class Exporter:
             print("sherpa_streaming.onnx: not written: sherpa-onnx streams filterbanks; train with --feats_type fbank")
             return
         online = Zipformer2Graph(graph, self.input_size).eval()
-        frames, batch = online.frames, 2
+        batch = 2
         state = online.initial_state(batch)
-        example = (torch.zeros(batch, frames, self.input_size), *state.values())
+        example = (torch.zeros(batch, graph.window, self.input_size), *state.values())
         inputs = ["features", *state]
         outputs = ["log_probs", *(f"next.{name}" for name in state)]
         axes = [{list(value.shape).index(batch): "batch"} for value in example]  # the sizes before it are 1
@@ -229,13 +231,13 @@ class Exporter:
 
         def step(features: np.ndarray, lengths: np.ndarray, *state: np.ndarray) -> list[np.ndarray]:
             log_probs, *state = run(features, *state)
-            return [log_probs, lengths // graph.factor, *state]
+            return [log_probs, np.where(lengths == graph.window, graph.chunk, 0), *state]
 
-        x = plausible_features(self.model, batch, 5 * frames, self.input_size)
-        found = run_chunks(step, [value.numpy() for value in state.values()], x.numpy(), frames)
+        x = plausible_features(self.model, batch, 4 * graph.shift + graph.window, self.input_size)
+        found = run_chunks(step, [value.numpy() for value in state.values()], x.numpy(), graph.shift, graph.window)
         check_difference(name, list(streaming_reference(self.model, x, graph.chunk)), list(found))
         _, shift, _, _ = frame_geometry(self.rate)
-        self.for_sherpa |= dict.fromkeys(files, sherpa.online(frames * shift))
+        self.for_sherpa |= dict.fromkeys(files, sherpa.online(graph.window * shift))
 
 
 def _print_comparison(exporter: Exporter, candidates: list[Candidate], directory: Path, weights: Path) -> None:

@@ -1,12 +1,15 @@
 """A causal model as a graph of one chunk: features and a state in, log posteriors and the next state out.
 
-B: batch (streams), C: encoder frames of a chunk, r: feature frames of an encoder frame, F: features per frame,
-D: output size, V: tokens, L: frames of left context of the attention.
+B: batch (streams), C: encoder frames of a chunk, r: feature frames of an encoder frame, W: feature frames that a chunk
+needs, F: features per frame, D: output size, V: tokens, L: frames of left context of the attention.
+
+One chunk begins C r feature frames after the other. W is C r where the input layer looks back, and more, for the frames
+of the next chunk that it looks ahead to, with ESPnet's convolutions.
 
 The state is a list of tensors of fixed shape, all zero before the first chunk:
 
     position         (B,) int64       encoder frames so far
-    features         (B, r - 1, F)    normalized feature frames before the chunk; absent if r is 1
+    features         (B, r - 1, F)    normalized feature frames before the chunk; only where the input layer looks back
     key, value       (B, heads, L, D / heads)    of each layer with attention
     h and m, or m    what the LMU of each layer returns
 """
@@ -23,7 +26,6 @@ from torch.nn import functional as F
 from espnet_lmu.encoder import streaming as encoder_streaming
 from espnet_lmu.encoder.attention import SelfAttention, rotate
 from espnet_lmu.encoder.layer import LayerState, LMULayer
-from espnet_lmu.encoder.subsampling import DepthwiseStridingInput, LinearInput
 from espnet_lmu.errors import UserError
 from espnet_lmu.export.graph import OfflineGraph
 from espnet_lmu.export.layers import StridingInput
@@ -39,8 +41,6 @@ def check_streamable(model: nn.Module) -> None:
 
     if isinstance(model.normalize, UtteranceMVN):
         raise UserError("--streaming: normalize: utterance_mvn needs the whole utterance; train with global_mvn")
-    if not isinstance(model.encoder.embed, LinearInput | DepthwiseStridingInput):
-        raise UserError("--streaming: train with input_layer linear, dw_striding or dw_striding8")
     try:
         encoder_streaming.check_streamable(model.encoder)
     except ValueError as error:
@@ -91,6 +91,10 @@ class StreamingGraph(nn.Module):
     Args:
         graph: the model for whole utterances.
         chunk: C.
+
+    Attributes:
+        shift: C r.
+        window: W.
     """
 
     def __init__(self, graph: OfflineGraph, chunk: int) -> None:
@@ -104,8 +108,10 @@ class StreamingGraph(nn.Module):
                 layer.attention = CachedAttention(layer.attention.attention)
                 self.left = layer.attention.attention.context[0]
         self.lmu_parts = len(self._lmu_state(encoder.layers[0], 1))
-        self.stages = len(encoder.embed.layer.stages) + 1 if isinstance(encoder.embed, StridingInput) else 0
-        self.factor = 2**self.stages
+        embed = encoder.embed.layer if isinstance(encoder.embed, StridingInput) else encoder.embed
+        self.factor, self.history = embed.factor, embed.history
+        self.shift = chunk * embed.factor
+        self.window = self.shift + embed.look_ahead + 1 - embed.factor
 
     def initial_state(self, input_size: int, batch: int = 1) -> dict[str, Tensor]:
         """The state before the first chunk, by names; a file's inputs have the same order.
@@ -115,8 +121,8 @@ class StreamingGraph(nn.Module):
         """
         encoder = self.graph.encoder
         state = {"position": torch.zeros(batch, dtype=torch.int64)}
-        if self.factor > 1:
-            state["features"] = torch.zeros(batch, self.factor - 1, input_size)
+        if self.history:
+            state["features"] = torch.zeros(batch, self.history, input_size)
         for number, layer in enumerate(encoder.layers):
             if layer.attention is not None:
                 heads = layer.attention.attention.heads
@@ -133,12 +139,9 @@ class StreamingGraph(nn.Module):
             _, last = layer.lmu(torch.zeros(batch, 1, self.graph.encoder.output_size()))
         return [torch.zeros_like(part) for part in _as_list(last)]
 
-    def _embed(self, x: Tensor, lengths: Tensor, position: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Normalized features (B, C r, F) to (B, C, D), and the features that the next chunk needs."""
-        embed = self.graph.encoder.embed
-        if before is None:
-            return embed.linear(x), None
-        layer = embed.layer
+    def _embed_next(self, x: Tensor, lengths: Tensor, position: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalized features (B, C r, F) and those before them to (B, C, D), and those that the next chunk needs."""
+        layer = self.graph.encoder.embed.layer
         after = torch.cat([before, x], dim=1)[:, -before.size(1) :]
         x = torch.cat([before, x], dim=1)[:, None]
         first = position * self.factor - (self.factor - 1)  # number of the first row of x; rows below 0 are padding
@@ -160,8 +163,8 @@ class StreamingGraph(nn.Module):
         """One chunk of each stream.
 
         Args:
-            x: features (B, C r, F).
-            lengths: (B,) valid frames: C r, except in the last chunk of a stream.
+            x: features (B, W, F).
+            lengths: (B,) valid frames: W, except in the last chunk of a stream, or the last two.
             state: see the top of the file.
 
         Returns: log posteriors (B, C, V), their valid frames (B,), and the next state.
@@ -169,13 +172,17 @@ class StreamingGraph(nn.Module):
         encoder = self.graph.encoder
         position, *parts = state
         parts = iter(parts)
-        x, features = self._embed(
-            self.graph.normalize(x, lengths), lengths, position, next(parts) if self.factor > 1 else None
-        )
-        frames = torch.div(lengths + self.factor - 1, self.factor, rounding_mode="floor")
+        x = self.graph.normalize(x, lengths)
+        following = []
+        if self.history:
+            x, features = self._embed_next(x, lengths, position, next(parts))
+            frames = torch.div(lengths + self.factor - 1, self.factor, rounding_mode="floor")
+            following.append(features)
+        else:
+            x, frames = encoder.embed(x, lengths)
+            frames = frames.clamp(min=0)
         known = torch.arange(-self.left, 0, device=x.device) >= -position[:, None]
         seen = torch.cat([known, valid_frames(frames, self.chunk)], dim=1)
-        following = [] if features is None else [features]
         for index, layer in enumerate(encoder.layers, start=1):
             cache = None if layer.attention is None else (next(parts), next(parts), seen)
             memory = tuple(next(parts) for _ in range(self.lmu_parts))
@@ -204,7 +211,6 @@ class Zipformer2Graph(nn.Module):
     def __init__(self, step: StreamingGraph, input_size: int) -> None:
         super().__init__()
         self.step = step
-        self.frames = step.chunk * step.factor
         _, *parts = step.initial_state(input_size).values()
         self.shapes = [part.shape[1:] for part in parts]
         self.sizes = [math.prod(shape) for shape in self.shapes]
@@ -219,8 +225,8 @@ class Zipformer2Graph(nn.Module):
             "num_encoder_layers": 1,
             "cnn_module_kernels": 3,
             "left_context_len": 1,
-            "T": self.frames,
-            "decode_chunk_len": self.frames,
+            "T": self.step.window,
+            "decode_chunk_len": self.step.shift,
         }
 
     def initial_state(self, batch: int = 1) -> dict[str, Tensor]:
@@ -237,12 +243,12 @@ class Zipformer2Graph(nn.Module):
         }
 
     def forward(self, x: Tensor, key: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        """(B, C r, F) and the state to log posteriors (B, C, V) and the next state; every chunk is a whole one."""
+        """(B, W, F) and the state to log posteriors (B, C, V) and the next state; every chunk is a whole one."""
         *unused, position = others
         parts = [
             part.unflatten(1, shape) for part, shape in zip(key[0].split(self.sizes, dim=1), self.shapes, strict=True)
         ]
-        lengths = torch.full_like(position, self.frames)
+        lengths = torch.full_like(position, self.step.window)
         log_probs, _, position, *parts = self.step(x, lengths, position, *parts)
         return log_probs, torch.cat([part.flatten(1) for part in parts], dim=1)[None], *unused, position
 

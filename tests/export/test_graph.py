@@ -58,6 +58,9 @@ STREAMING = {
     },
     "self-conditioned": {"interctc_layer_idx": [1], "interctc_use_conditioning": True},
     "no attention": {"use_attention": False, "input_layer": "dw_striding"},
+    "conv2d": {"input_layer": "conv2d"},
+    "conv2d1": {"input_layer": "conv2d1", "lmu_type": "parallel"},
+    "conv2d6": {"input_layer": "conv2d6", "use_attention": False},
 }
 
 
@@ -152,11 +155,11 @@ def test_chunks_by_onnx_equal_the_whole_by_pytorch(options, tmp_path):
     check_streamable(model)
     chunk = 3
     graph = StreamingGraph(OfflineGraph(model), chunk).eval()
-    frames = chunk * graph.factor
+    shift, window = graph.shift, graph.window
     state = graph.initial_state(BINS, 2)
     names = ["features", "lengths", *state]
     outputs = ["log_probs", "frames", *(f"next.{name}" for name in state)]
-    example = (torch.randn(2, frames, BINS), torch.full((2,), frames), *state.values())
+    example = (torch.randn(2, window, BINS), torch.full((2,), window), *state.values())
     batch = {name: {0: "batch"} for name in (*names, *outputs)}
     write_onnx(tmp_path / "step.onnx", graph, example, names, outputs, batch, {})
     step = OnnxFile(tmp_path / "step.onnx")
@@ -166,10 +169,10 @@ def test_chunks_by_onnx_equal_the_whole_by_pytorch(options, tmp_path):
     model.encoder.attention_chunk = chunk
     expected = [reference(model, x[i, :length]) for i, length in enumerate(lengths.tolist())]
     values, found, counts = [value.numpy() for value in state.values()], [], 0
-    for start in range(0, 101, frames):
-        part = np.zeros((2, frames, BINS), np.float32)
-        part[:, : min(frames, 101 - start)] = x[:, start : start + frames]
-        log_probs, count, *following = step(part, (lengths - start).clamp(0, frames).numpy(), *values)
+    for start in range(0, 101, shift):
+        part = np.zeros((2, window, BINS), np.float32)
+        part[:, : min(window, 101 - start)] = x[:, start : start + window]
+        log_probs, count, *following = step(part, (lengths - start).clamp(0, window).numpy(), *values)
         assert [value.shape for value in following] == [value.shape for value in values]
         values, counts = following, counts + count
         found.append(log_probs)
@@ -177,7 +180,7 @@ def test_chunks_by_onnx_equal_the_whole_by_pytorch(options, tmp_path):
     for rows, stream in zip(expected, np.concatenate(found, axis=1), strict=True):
         np.testing.assert_allclose(stream[: len(rows)], rows, rtol=0, atol=1e-5)
 
-    alone = run_chunks(step, [value[:1].numpy() for value in state.values()], x[1:, :83].numpy(), frames)
+    alone = run_chunks(step, [value[:1].numpy() for value in state.values()], x[1:, :83].numpy(), shift, window)
     np.testing.assert_allclose(alone[0], expected[1], rtol=0, atol=1e-5)
 
 
@@ -186,7 +189,6 @@ def test_chunks_by_onnx_equal_the_whole_by_pytorch(options, tmp_path):
     [
         ({"bidirectional": True, **CAUSAL}, "bidirectional"),
         ({}, "attention_context"),
-        ({"input_layer": "conv2d", **CAUSAL}, "input_layer"),
     ],
 )
 def test_what_needs_the_whole_utterance_does_not_stream(options, message):

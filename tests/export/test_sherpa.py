@@ -29,7 +29,7 @@ BASE, STEP, LOWEST = 256, 1 / 2048, -20.0
 class Spelling(torch.nn.Module):
     """Writes features as tokens, each number as two and a blank after each; streams as a `StreamingGraph` does."""
 
-    chunk, factor = 12, 1
+    shift, window = 12, 15
 
     def initial_state(self, input_size: int, batch: int = 1) -> dict[str, torch.Tensor]:
         return {"position": torch.zeros(batch, dtype=torch.int64), "nothing": torch.zeros(batch, 1)}
@@ -38,8 +38,10 @@ class Spelling(torch.nn.Module):
         steps = ((x - LOWEST) / STEP).round().clamp(0, BASE**2 - 1)
         high = (steps / BASE).floor()
         digits = torch.stack([high, steps - BASE * high], dim=-1) + 1
-        tokens = torch.stack([digits, torch.zeros_like(digits)], dim=-1).flatten(1)
-        log_probs = (tokens[:, :, None] == torch.arange(BASE + 1.0)).float()
+        tokens = torch.stack([digits, torch.zeros_like(digits)], dim=-1)
+        if state:
+            tokens = tokens[:, : self.shift]
+        log_probs = (tokens.flatten(1)[:, :, None] == torch.arange(BASE + 1.0)).float()
         return log_probs, lengths * 4 * x.size(2), *state
 
 
@@ -57,7 +59,7 @@ def digits(tmp_path_factory):
 
 
 def write_online(path, online: Zipformer2Graph, metadata: dict) -> None:
-    inputs = (torch.zeros(1, online.frames, 80), *online.initial_state().values())
+    inputs = (torch.zeros(1, online.step.window, 80), *online.initial_state().values())
     names, outputs = ([f"{kind}{i}" for i in range(len(inputs))] for kind in ("input", "output"))
     batch = {name: {1 if 0 < i < 5 else 0: "N"} for i, name in enumerate(names)}
     write_onnx(path, online, inputs, names, outputs, batch, metadata)
@@ -89,7 +91,7 @@ def test_sherpa_onnx_computes_the_features_of_the_recipes(rate, digits, small_mo
 
     online = Zipformer2Graph(Spelling(), 80)
     write_online(tmp_path / "online.onnx", online, online.metadata())
-    silence = online.frames * rate // 100
+    silence = online.step.window * rate // 100
     family = sherpa.online(silence)
     found = sherpa.recognize(tmp_path / "online.onnx", digits, recordings, rate, family, batch=3)
     for key, samples in recordings.items():
@@ -146,28 +148,37 @@ def test_whole_recordings(whole_model, data_dir, recordings, table, small_models
     check_nearly(sherpa.recognize(output / "model.int8.onnx", tokens, recordings, rate, sherpa.OFFLINE), expected)
 
 
-def test_recordings_that_arrive_in_pieces(causal_model, data_dir, recordings, table, small_models, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("encoder_options", "ahead"), [({}, 0), ({"input_layer": "conv2d", "lmu_type": "parallel"}, 3)]
+)
+def test_recordings_that_arrive_in_pieces(
+    encoder_options, ahead, data_dir, recordings, table, small_models, tmp_path, capsys
+):
+    model = small_models.write_model(tmp_path / "model", encoder_options, input_size=80)[0].parent
     output, rate, chunk = tmp_path / "out", small_models.RATE, 4
     arguments = ["--streaming", "--chunk", str(chunk), "--int8", "--check", str(data_dir)]
-    assert main(["export", str(causal_model), "--output", str(output), *arguments]) == 0
+    assert main(["export", str(model), "--output", str(output), *arguments]) == 0
     names = {"streaming.onnx", "streaming.int8.onnx", "sherpa_streaming.onnx", "sherpa_streaming.int8.onnx"}
     assert set(os.listdir(output)) == names | {"tokens.txt"}
     printed = capsys.readouterr().out
     assert "sherpa_streaming.onnx: at most " in printed
-    silence = chunk * 4 * rate // 100
+    shift = 4 * chunk
+    window = shift + ahead
+    silence = window * rate // 100
     assert f"OnlineRecognizer.from_zipformer2_ctc; after the recording, {silence} samples of silence" in printed
     rows = table(printed)
+    assert rows["streaming.onnx"][-1] == "0 of 4"
     assert "sherpa_streaming.onnx in sherpa-onnx" in rows and "sherpa_streaming.int8.onnx in sherpa-onnx" in rows
 
-    decoder = GreedyDecoder(causal_model / "config.yaml", causal_model / "valid.loss.ave.pth")
+    decoder = GreedyDecoder(model / "config.yaml", model / "valid.loss.ave.pth")
     decoder.model.encoder.attention_chunk = chunk
-    frames = 4 * chunk
-    chunks = {}  # what sherpa-onnx decodes: the recording and a part of the silence
+    expected = {}
     for key, samples in recordings.items():
         features = fbank(np.concatenate([samples, np.zeros(silence, np.float32)]), rate)
-        chunks[key] = features[: (len(features) - 1) // frames * frames]
-        assert len(chunks[key]) >= len(fbank(samples, rate))
-    expected = {key: greedy_tokens(decoder, reference(decoder.model, torch.from_numpy(x))) for key, x in chunks.items()}
+        last = (len(features) - window - 1) // shift * shift  # start of the last chunk with a frame after it
+        log_probs = reference(decoder.model, torch.from_numpy(features[: last + window]))
+        assert len(log_probs) >= len(reference(decoder.model, torch.from_numpy(fbank(samples, rate))))
+        expected[key] = greedy_tokens(decoder, log_probs)
     family, tokens = sherpa.online(silence), output / "tokens.txt"
     for batch in (1, 3):
         found = sherpa.recognize(output / "sherpa_streaming.onnx", tokens, recordings, rate, family, batch)
