@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shlex
 import shutil
 import zipfile
 from importlib.metadata import version
@@ -116,7 +117,8 @@ def main() -> None:
     if args.results is not None and not args.results.is_file():
         raise UserError(f"--results {args.results}: no such file")
     pack(args.experiment, args.output, args.asr_model_file, parse_rate(args.fs), args.results)
-    print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MB; try: espnet-lmu transcribe {args.output} AUDIO")
+    size, name = args.output.stat().st_size, shlex.quote(str(args.output))
+    print(f"{args.output}: {size / 2**20:.1f} MB; try: espnet-lmu transcribe {name} AUDIO")
 
 
 if __name__ == "__main__":
