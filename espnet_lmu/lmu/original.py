@@ -13,6 +13,7 @@ over all frames at once. That is a third less work than the gradient of G, and G
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,10 +28,26 @@ from espnet_lmu.lmu.legendre import LegendreBuffers, LegendreSystem
 from espnet_lmu.lmu.naive import valid_frames
 from espnet_lmu.lmu.products import fast_products
 
+ROUTES = ("auto", "persistent")
+
 # A thread of a loop over frames has at least this many floating-point operations a frame, and this many sequences: with
 # fewer, reading the matrix, which every thread does, takes longer than multiplying (measured with 4 and 16).
 _OPERATIONS_OF_A_THREAD = 2_000_000
 _SEQUENCES_OF_A_THREAD = 16
+
+
+_one_by_one = False
+
+
+@contextlib.contextmanager
+def frames_one_by_one() -> Iterator[None]:
+    """Launch every frame by itself, on any device and route, for what counts or profiles the operations of a loop."""
+    global _one_by_one
+    _one_by_one = True
+    try:
+        yield
+    finally:
+        _one_by_one = False
 
 
 @contextlib.contextmanager
@@ -77,10 +94,24 @@ def _over_batch(run: Callable[[slice], None], device: torch.device, batch: int, 
             list(pool.map(run_part, range(threads)))
 
 
-def _run_frames(states: Tensor, transition: Tensor, hidden_size: int) -> None:
+def _run_on_gpu(
+    backward: bool, rows: Tensor, hidden_size: int, persistent: torch.dtype | None
+) -> Callable[..., None] | None:
+    """What runs the frames of rows (T, B, n) in few launches; None where they are to be launched one by one."""
+    if _one_by_one:
+        return None
+    if persistent is not None:
+        from espnet_lmu.lmu import persistent as kernel
+
+        run = kernel.run_frames_backward if backward else kernel.run_frames
+        return functools.partial(run, hidden_size=hidden_size, products=persistent)
+    return captured(BackwardFrames if backward else ForwardFrames, rows, hidden_size)
+
+
+def _run_frames(states: Tensor, transition: Tensor, hidden_size: int, persistent: torch.dtype | None) -> None:
     """Fill states (T+1, B, n) in place: row 0 holds the initial state, row t + 1 the drive of frame t."""
-    if graph := captured(ForwardFrames, states, hidden_size):
-        graph(states, transition)
+    if run_all := _run_on_gpu(False, states, hidden_size, persistent):
+        run_all(states, transition)
         return
 
     def run(sequences: slice) -> None:
@@ -94,11 +125,13 @@ def _run_frames(states: Tensor, transition: Tensor, hidden_size: int) -> None:
     _over_batch(run, states.device, batch, n)
 
 
-def _run_frames_backward(grads: Tensor, states: Tensor, transition: Tensor, hidden_size: int) -> None:
+def _run_frames_backward(
+    grads: Tensor, states: Tensor, transition: Tensor, hidden_size: int, persistent: torch.dtype | None
+) -> None:
     """Turn grads (T, B, n), the outer gradient of z[t], in place into the gradient of [p; q] of each frame."""
     slopes = torch.addcmul(grads.new_ones(()), states[1:, :, :hidden_size], states[1:, :, :hidden_size], value=-1)
-    if graph := captured(BackwardFrames, grads, hidden_size):
-        graph(grads, slopes, transition)
+    if run_all := _run_on_gpu(True, grads, hidden_size, persistent):
+        run_all(grads, slopes, transition)
         return
 
     def run(sequences: slice) -> None:
@@ -125,12 +158,12 @@ def folded_matrices(W_h: Tensor, W_m: Tensor, e_h: Tensor, e_m: Tensor, A: Tenso
 class _FusedLMU(torch.autograd.Function):
     """The loop over frames with its own gradient; see the top of the file.
 
-    Inputs: drive (B, T, H + 1) = [p_x, u_x] = [W_x x, e_x x], then W_h, W_m, e_h, e_m, A, B, h, m, lengths.
+    Inputs: drive (B, T, H + 1) = [p_x, u_x] = [W_x x, e_x x], then W_h, W_m, e_h, e_m, A, B, h, m, lengths, persistent.
     Outputs: y (B, T, H), h (B, H), m (B, d).
     """
 
     @staticmethod
-    def forward(ctx, drive, W_h, W_m, e_h, e_m, A, B, h, m, lengths):
+    def forward(ctx, drive, W_h, W_m, e_h, e_m, A, B, h, m, lengths, persistent):
         batch, frames, _ = drive.shape
         hidden_size = W_h.shape[0]
         G, injection = folded_matrices(W_h, W_m, e_h, e_m, A, B)
@@ -142,7 +175,7 @@ class _FusedLMU(torch.autograd.Function):
         torch.mul(drive[..., hidden_size:], injection.T[0], out=states[1:])
         states[1:, :, :hidden_size] += drive[..., :hidden_size]
         # the product with a transposed matrix is slower, and the loop repeats it T times
-        _run_frames(states, G.T.contiguous(), hidden_size)
+        _run_frames(states, G.T.contiguous(), hidden_size, persistent)
 
         if lengths is None:
             y, last = states[1:, :, :hidden_size].transpose(0, 1).contiguous(), states[-1]
@@ -151,6 +184,7 @@ class _FusedLMU(torch.autograd.Function):
             y.masked_fill_(~valid_frames(lengths, frames)[..., None], 0)
             last = states[lengths, torch.arange(batch, device=lengths.device)]
         ctx.save_for_backward(states, G, gain, B, lengths)
+        ctx.persistent = persistent
         return y, last[:, :hidden_size].clone(), last[:, hidden_size:].clone()
 
     @staticmethod
@@ -178,7 +212,7 @@ class _FusedLMU(torch.autograd.Function):
             # a padded frame has no gradient, but its state may have overflowed, and 0 x inf is not 0
             after = torch.arange(frames + 1, device=lengths.device)[:, None] > lengths
             states = states.masked_fill(after[..., None], 0)
-        _run_frames_backward(grads[1:], states, G, hidden_size)
+        _run_frames_backward(grads[1:], states, G, hidden_size, ctx.persistent)
         grad_initial = torch.addmm(grads[0], grads[1], G)
 
         grad_p = grads[1:, :, :hidden_size]
@@ -202,6 +236,7 @@ class _FusedLMU(torch.autograd.Function):
             grad_initial[:, :hidden_size],
             grad_initial[:, hidden_size:],
             None,
+            None,
         )
 
 
@@ -218,9 +253,13 @@ def fused_lmu(
     h: Tensor,
     m: Tensor,
     lengths: Tensor | None = None,
+    persistent: torch.dtype | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """The same as `naive.naive_lmu`, with one matrix product per frame; A and B get no gradient."""
-    return fused_recurrence(F.linear(x, torch.cat([W_x, e_x])), e_h, e_m, W_h, W_m, A, B, h, m, lengths)
+    """The same as `naive.naive_lmu`, with one matrix product per frame; A and B get no gradient.
+
+    persistent: None, or to run the frames as one kernel (see persistent.py), the type of its products with h.
+    """
+    return fused_recurrence(F.linear(x, torch.cat([W_x, e_x])), e_h, e_m, W_h, W_m, A, B, h, m, lengths, persistent)
 
 
 def fused_recurrence(
@@ -234,15 +273,23 @@ def fused_recurrence(
     h: Tensor,
     m: Tensor,
     lengths: Tensor | None = None,
+    persistent: torch.dtype | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """`fused_lmu` after its input products: drive (B, T, H + 1) is what x[t] adds to the argument of tanh and to u."""
-    y, h, m = _FusedLMU.apply(drive, W_h, W_m, e_h, e_m, A, B, h, m, lengths)
+    y, h, m = _FusedLMU.apply(drive, W_h, W_m, e_h, e_m, A, B, h, m, lengths, persistent)
     return y, (h, m)
 
 
 def computing_dtype(parameter: Tensor) -> torch.dtype:
     """The type a recurrence runs in: the parameters' own, but never below float32."""
     return torch.promote_types(parameter.dtype, torch.float32)
+
+
+def half_precision(x: Tensor) -> torch.dtype:
+    """The type in which products that need no more than half precision run: autocast's, else that of x."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype if x.dtype in (torch.bfloat16, torch.float16) else torch.float32
 
 
 def check_sequences(x: Tensor, input_size: int, lengths: Tensor | None) -> Tensor | None:
@@ -279,6 +326,8 @@ class LMU(LegendreBuffers):
         memory_size: the memory's order d.
         theta: window of the memory in frames.
         discretizer: "zoh" or "euler".
+        route: "auto", or "persistent", a kernel for a GPU that runs all frames in one launch and needs Triton. Under
+            autocast or for x of half precision it computes its products with h, and no others, in half precision.
 
     Example:
         >>> layer = LMU(80, 256, 128, theta=100)
@@ -287,12 +336,21 @@ class LMU(LegendreBuffers):
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, memory_size: int, theta: float, discretizer: str = "zoh"
+        self,
+        input_size: int,
+        hidden_size: int,
+        memory_size: int,
+        theta: float,
+        discretizer: str = "zoh",
+        route: str = "auto",
     ) -> None:
         super().__init__(LegendreSystem(memory_size, theta, discretizer))
+        if route not in ROUTES:
+            raise ValueError(f"route must be one of {', '.join(ROUTES)}, not {route!r}")
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.memory_size = memory_size
+        self.route = route
         self.e_x = nn.Parameter(torch.empty(1, input_size))
         self.e_h = nn.Parameter(torch.empty(1, hidden_size))
         self.e_m = nn.Parameter(torch.empty(1, memory_size))
@@ -328,6 +386,7 @@ class LMU(LegendreBuffers):
         """
         lengths = check_sequences(x, self.input_size, lengths)
         dtype = computing_dtype(self.W_x)
+        persistent = half_precision(x) if self.route == "persistent" else None
         if state is None:
             h, m = x.new_zeros(len(x), self.hidden_size), x.new_zeros(len(x), self.memory_size)
         else:
@@ -336,5 +395,5 @@ class LMU(LegendreBuffers):
         valid = valid_frames(lengths, x.shape[1])
         inputs = x if valid is None else x.masked_fill(~valid[..., None], 0)
         with torch.autocast(x.device.type, enabled=False):
-            y, state = fused_lmu(inputs.to(dtype), *(c.to(dtype) for c in constants), lengths)
+            y, state = fused_lmu(inputs.to(dtype), *(c.to(dtype) for c in constants), lengths, persistent)
         return y.to(x.dtype), state
