@@ -196,9 +196,10 @@ class WindowedAttention(nn.Module):
         attention = self.attention
         left, largest = attention.context
         chunk = largest if chunk is None else chunk
-        block = chunk * max(1, -(-left // chunk))
-        window = left + block
         frames = x.size(1)
+        # no longer than the sequence, as a tensor, since Python's min would write the example's length into the file
+        block = torch.minimum(torch.as_tensor(chunk * max(1, -(-left // chunk))), torch.as_tensor(frames))
+        window = left + block
         missing = -frames % block
         x = attention.norm(x)
         positions = torch.arange(frames, device=x.device)
@@ -210,7 +211,8 @@ class WindowedAttention(nn.Module):
         # frames of the padded sequence that the queries of each block may see, (blocks, window)
         starts = torch.arange(0, frames, block, device=x.device)
         seen = starts[:, None] + torch.arange(window, device=x.device)
-        query = F.pad(query, (0, 0, 0, missing)).unflatten(2, (-1, block)).transpose(1, 2).flatten(0, 1)
+        query = F.pad(query, (0, 0, 0, missing)).reshape(x.size(0), attention.heads, -1, block, query.size(3))
+        query = query.transpose(1, 2).flatten(0, 1)
         key, value = (F.pad(z, (0, 0, left, missing))[:, :, seen].transpose(1, 2).flatten(0, 1) for z in (key, value))
         present = F.pad(valid.to(x.dtype), (left, missing))[:, seen].flatten(0, 1) > 0
         first = torch.arange(block, device=x.device)[:, None] // chunk * chunk

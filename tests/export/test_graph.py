@@ -43,6 +43,7 @@ VARIANTS = {
     },
     "attention nearby": {"lmu_type": "depthwise", "attention_context": [5, 3]},
     "attention within chunks": {"attention_context": [0, 4], "input_layer": "conv2d2"},
+    "attention within chunks longer than an utterance": {"attention_context": [5, 200]},
     "self-conditioned": {"interctc_layer_idx": [1], "interctc_use_conditioning": True, "use_attention": False},
 }
 CAUSAL = {"attention_context": [5, [4, 3]]}
