@@ -56,6 +56,7 @@ class _Piece:
         self.result = directory / f"{stem}.pickle"
         self.failure = directory / f"{stem}.failed"
         self.log = directory / f"{stem}.log"
+        self.killed = True  # unless its process ended by itself
 
     def run(self) -> None:
         """Compute the result, or leave the reason why there is none; both are written at once."""
@@ -78,7 +79,9 @@ class _Piece:
         """Whether the input is at fault, and what happened, of a piece without a result."""
         if self.failure.exists():
             return pickle.loads(self.failure.read_bytes())
-        return False, "its process was killed (out of memory, out of time?)"
+        if self.killed:
+            return False, "its process was killed (out of memory, out of time?)"
+        return False, f"its result could not be written to {self.result.parent} (disk full?)"
 
 
 def _run_logged(piece: _Piece) -> None:
@@ -109,6 +112,7 @@ def _run_locally(pieces: list[_Piece], nj: int, done: Callable[[_Piece], None]) 
             for sentinel in wait(list(running)):
                 process, piece = running.pop(sentinel)
                 process.join()
+                piece.killed = process.exitcode < 0
                 done(piece)
     finally:
         for process, _ in running.values():

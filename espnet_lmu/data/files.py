@@ -24,6 +24,9 @@ def atomic_open(path: str | Path) -> Iterator[TextIO]:
         with open(temporary, "w", encoding="utf-8") as stream:
             yield stream
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk says no name
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

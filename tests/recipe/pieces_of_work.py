@@ -1,6 +1,7 @@
 """The function whose pieces `test_slurm` runs: jobs import this module, and nothing large with it."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -18,4 +19,6 @@ def work(name: str, directory: Path) -> str:
         raise RuntimeError("cannot do it")
     if name == "bad_input":
         raise UserError("a.wav: not audio")
+    if name == "nowhere_to_write":
+        shutil.rmtree(directory / "pieces")
     return name.upper()

@@ -113,6 +113,11 @@ def test_pieces_by_processes(tmp_path, capsys):
     check_pieces(tmp_path, capsys)
 
 
+def test_result_that_cannot_be_written_is_no_kill(tmp_path):
+    with pytest.raises(UserError, match="nowhere_to_write: its result could not be written to .*pieces .disk full"):
+        map_pieces(work, {"nowhere_to_write": ("nowhere_to_write", tmp_path)}, directory=tmp_path / "pieces", nj=1)
+
+
 def test_pieces_on_slurm(tmp_path, capsys, slurm):
     check_pieces(tmp_path, capsys, cmd="slurm", slurm_config=slurm)
 
