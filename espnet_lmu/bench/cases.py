@@ -36,6 +36,8 @@ class Comparison(NamedTuple):
     peak_bytes: dict[str, int]  # memory taken at most, by name; may be empty
     notes: tuple[str, ...] = ()
     audio_seconds: dict[str, float] = {}  # of speech that a call works on, by name; may be empty
+    bytes: dict[str, int] = {}  # that must go through memory, by name; may be empty
+    dtype: torch.dtype = torch.float32  # of most matrix products
 
 
 class Settings(NamedTuple):
@@ -48,18 +50,24 @@ class Settings(NamedTuple):
     data_dir: Path | None = None
 
 
-def _compare(title: str, reference: str, calls: dict[str, Call], settings: Settings, notes: tuple[str, ...] = ()):
+def _compare(title: str, reference: str, calls: dict[str, Call], settings: Settings, **details) -> Comparison:
+    """Time the calls and count their operations; details: what else a `Comparison` holds."""
     from espnet_lmu.bench.floor import count_operations
 
     timings = time_in_turns(calls, settings.device, settings.seconds)
     # The counter does not see into the LSTM, whose products are inside one kernel.
     counts = {name: count_operations(call) for name, call in calls.items()}
-    return Comparison(title, reference, timings, {name: count for name, count in counts.items() if count}, {}, notes)
+    operations = {name: count for name, count in counts.items() if count}
+    return Comparison(title, reference, timings, operations, {}, **details)
 
 
-def _half_precision(device: torch.device):
-    """How whole encoders run: in bfloat16 where training would, on a GPU."""
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+def _training_type(device: torch.device) -> torch.dtype:
+    """What whole encoders run in: bfloat16 where training would, on a GPU."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def _in_training_type(device: torch.device):
+    return torch.autocast("cuda", _training_type(device)) if device.type == "cuda" else nullcontext()
 
 
 def _forward_backward(module: nn.Module, *inputs: Tensor, context: Callable = nullcontext) -> Call:
@@ -83,7 +91,7 @@ def _forward(module: nn.Module, *inputs: Tensor) -> Call:
     device = inputs[0].device
 
     def call() -> None:
-        with torch.inference_mode(), _half_precision(device):
+        with torch.inference_mode(), _in_training_type(device):
             module(*inputs)
 
     return call
@@ -111,8 +119,27 @@ def layers(settings: Settings) -> Iterator[Comparison]:
         "original LMU, textbook loop": _TextbookLMU(hidden, hidden, order, theta=float(order)),
         "parallel LMU": ParallelLMU(hidden, hidden, order, theta=float(order)),
     }
-    calls = {name: _forward_backward(module.to(settings.device), x) for name, module in modules.items()}
-    yield _compare(f"layer, forward + backward, B={batch} T={frames} H={hidden} d={order}", "nn.LSTM", calls, settings)
+    title = f"layer, forward + backward, B={batch} T={frames} H={hidden} d={order}"
+    if settings.device.type == "cuda":
+        modules["original LMU, persistent kernel"] = LMU(hidden, hidden, order, float(order), route="persistent")
+    for module in modules.values():
+        module.to(settings.device)
+    # the input, the output and their gradients; the parameters, and theirs
+    needed = {
+        name: 4 * x.nbytes + 2 * sum(parameter.nbytes for parameter in module.parameters())
+        for name, module in modules.items()
+    }
+    calls = {name: _forward_backward(module, x) for name, module in modules.items()}
+    notes = ()
+    if settings.device.type == "cuda":
+        lstm, others = (setting.fp32_precision for setting in (torch.backends.cudnn.rnn, torch.backends.cuda.matmul))
+        notes = (f"float32 products: {lstm} in nn.LSTM, {others} elsewhere",)
+    yield _compare(title, "nn.LSTM", calls, settings, bytes=needed, notes=notes)
+    if settings.device.type == "cuda":
+        context = partial(_in_training_type, settings.device)
+        calls = {name: _forward_backward(module, x, context=context) for name, module in modules.items()}
+        dtype = _training_type(settings.device)
+        yield _compare(f"{title}, autocast", "nn.LSTM", calls, settings, bytes=needed, dtype=dtype)
 
 
 def busy(settings: Settings) -> Iterator[Comparison]:
@@ -160,6 +187,11 @@ def _encoders_of_a_size(size: str, options: dict, settings: Settings) -> Iterato
         "LMU, original": _base_encoder(**options),
         "LMU, parallel": _base_encoder(lmu_type="parallel", **options),
     }
+    if settings.device.type == "cuda":
+        ours["LMU, original, persistent kernel"] = _base_encoder(**options)
+        for layer in ours["LMU, original, persistent kernel"].modules():
+            if isinstance(layer, LMU):
+                layer.route = "persistent"
     parameters = count_parameters(ours["LMU, original"])
     modules = {**ours, **{name: build_peer(name, parameters) for name in PEERS}}
     if size == "base":
@@ -174,12 +206,12 @@ def _encoders_of_a_size(size: str, options: dict, settings: Settings) -> Iterato
         f"{name} {count_parameters(module) / 1e6:.1f} M" for name, module in modules.items()
     )
     shape = f"B={len(x)}, {x.shape[1]} frames"
-    reference = next(iter(PEERS))
-    context = partial(_half_precision, settings.device)
+    reference, dtype = next(iter(PEERS)), _training_type(settings.device)
+    context = partial(_in_training_type, settings.device)
     calls = {name: _forward_backward(module.train(), x, lengths, context=context) for name, module in modules.items()}
-    yield _compare(f"{size} encoder, training step, {shape}", reference, calls, settings, (sizes,))
+    yield _compare(f"{size} encoder, training step, {shape}", reference, calls, settings, notes=(sizes,), dtype=dtype)
     calls = {name: _forward(module, x, lengths) for name, module in modules.items()}
-    yield _compare(f"{size} encoder, inference on whole utterances, {shape}", reference, calls, settings)
+    yield _compare(f"{size} encoder, inference on whole utterances, {shape}", reference, calls, settings, dtype=dtype)
 
 
 def checkpointing(settings: Settings) -> Iterator[Comparison]:
@@ -190,7 +222,7 @@ def checkpointing(settings: Settings) -> Iterator[Comparison]:
     timings, peaks = {}, {}
     for name, use in (("all activations kept", False), ("gradient checkpointing", True)):
         module = _base_encoder(gradient_checkpointing=use).to(settings.device)
-        context = partial(_half_precision, settings.device)
+        context = partial(_in_training_type, settings.device)
         call = _forward_backward(module, x, lengths.to(settings.device), context=context)
         before = _restart_peak(settings.device)
         timings |= time_in_turns({name: call}, settings.device, settings.seconds / 2)
@@ -229,7 +261,7 @@ def training(settings: Settings) -> Iterator[Comparison]:
             encoder=encoder, output=output, optimizer=optimizer, x=x, lengths=lengths, text=text, sizes=text_lengths
         ) -> None:
             optimizer.zero_grad(set_to_none=True)
-            with _half_precision(x.device):
+            with _in_training_type(x.device):
                 scores = output(encoder(x, lengths)[0])
             log_probabilities = scores.float().log_softmax(-1).transpose(0, 1)
             nn.functional.ctc_loss(log_probabilities, text, lengths, sizes).backward()
@@ -306,12 +338,13 @@ def attention(settings: Settings) -> Iterator[Comparison]:
             module.to(settings.device),
             x,
             lengths.to(settings.device),
-            context=partial(_half_precision, settings.device),
+            context=partial(_in_training_type, settings.device),
         )
         for name, module in modules.items()
     }
     reference = "original, without attention"
-    yield _compare(f"attention on and off, training step, B={len(x)}, {x.shape[1]} frames", reference, calls, settings)
+    title = f"attention on and off, training step, B={len(x)}, {x.shape[1]} frames"
+    yield _compare(title, reference, calls, settings, dtype=_training_type(settings.device))
 
 
 def decoding(settings: Settings) -> Iterator[Comparison]:

@@ -1,9 +1,13 @@
-"""The floor of a computation: the time that the device needs for its matrix products alone, as measured here."""
+"""The floor of a computation: the time that the device needs for its matrix products alone, as measured here.
+
+Or, where what must go through memory is known, the time for that, if it is more.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,17 +15,34 @@ from torch.utils.flop_counter import FlopCounterMode
 from espnet_lmu.lmu.original import frames_one_by_one
 
 
-def matrix_speed(device: torch.device, dtype: torch.dtype = torch.float32, size: int = 1024) -> float:
-    """Floating-point operations per second of a large square matrix product, the best of eight."""
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+class Speed(NamedTuple):
+    """What a device reaches: floating-point operations and bytes of memory per second."""
+
+    operations: float
+    bytes: float
+
+
+def _fastest(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a call, the best of eight."""
     times = []
     for _ in range(8):
         start = time.perf_counter()
-        _ = a @ b
+        call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
-    return 2 * size**3 / min(times)
+    return min(times)
+
+
+def measure_speed(device: torch.device, dtype: torch.dtype = torch.float32) -> Speed:
+    """The speed of a large square matrix product of this type, and of a copy of what no cache holds."""
+    # large enough for the call itself to take no part of the time
+    size, values = (8192, 2**28) if device.type == "cuda" else (1024, 2**24)
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    source = torch.ones(values, device=device)
+    target = torch.empty_like(source)
+    operations = 2 * size**3 / _fastest(lambda: a @ b, device)
+    return Speed(operations, 2 * source.nbytes / _fastest(lambda: target.copy_(source), device))
 
 
 def _addmm_operations(_, a_shape, b_shape, **kwargs) -> int:

@@ -7,6 +7,7 @@ import platform
 import torch
 
 from espnet_lmu.bench.cases import Comparison
+from espnet_lmu.bench.floor import Speed
 from espnet_lmu.hardware import cpu_name
 
 
@@ -20,8 +21,14 @@ def machine(device: torch.device) -> dict:
     }
 
 
-def as_dictionary(comparison: Comparison, speed: float) -> dict:
-    """One comparison; times in seconds, floors too (operations of matrix products / `speed` of the device)."""
+def _floor(comparison: Comparison, name: str, speed: Speed) -> float | None:
+    if name not in comparison.operations:
+        return None
+    return max(comparison.operations[name] / speed.operations, comparison.bytes.get(name, 0) / speed.bytes)
+
+
+def as_dictionary(comparison: Comparison, speed: Speed) -> dict:
+    """One comparison; times in seconds, floors too, at the speed of the device in the comparison's type."""
     base = comparison.timings[comparison.reference].median
     return {
         "title": comparison.title,
@@ -33,13 +40,18 @@ def as_dictionary(comparison: Comparison, speed: float) -> dict:
                 "ratio": timing.median / base,
                 **timing._asdict(),
                 "operations": comparison.operations.get(name),
-                "floor": comparison.operations[name] / speed if name in comparison.operations else None,
+                "bytes": comparison.bytes.get(name),
+                "floor": _floor(comparison, name, speed),
                 "peak_bytes": comparison.peak_bytes.get(name),
                 "audio_seconds": comparison.audio_seconds.get(name),
             }
             for name, timing in comparison.timings.items()
         ],
     }
+
+
+def _throughput(entry: dict) -> str:
+    return f"{entry['audio_seconds'] / 3600 / entry['median']:.2g}" if entry["audio_seconds"] else ""
 
 
 def as_text(comparison: dict) -> str:
@@ -52,6 +64,7 @@ def as_text(comparison: dict) -> str:
         "GFLOP of products": lambda entry: f"{entry['operations'] / 1e9:.2f}" if entry["operations"] else "",
         "floor ms": lambda entry: f"{1e3 * entry['floor']:.1f}" if entry["floor"] else "",
         "peak MB": lambda entry: f"{entry['peak_bytes'] / 2**20:.0f}" if entry["peak_bytes"] else "",
+        "hours of audio a second": _throughput,
     }
     cells = {title: [fill(entry) for entry in comparison["entries"]] for title, fill in columns.items()}
     cells = {title: column for title, column in cells.items() if any(column)}

@@ -45,14 +45,19 @@ def run(args: argparse.Namespace) -> None:
     use_fast_products()  # for all that is compared, as in training and decoding
     seconds = 4.0 if args.quick else 60.0
     settings = cases.Settings(device, args.quick, seconds, args.asr_model_file, args.data)
-    speed = floor.matrix_speed(device)
-    machine = {**report.machine(device), "gflops": speed / 1e9}
+    types = (torch.float32, torch.bfloat16) if device.type == "cuda" else (torch.float32,)
+    speeds = {dtype: floor.measure_speed(device, dtype) for dtype in types}
+    names = [str(dtype).removeprefix("torch.") for dtype in types]
+    gflops = [speed.operations / 1e9 for speed in speeds.values()]
+    gbytes = speeds[torch.float32].bytes / 1e9
+    machine = {**report.machine(device), "gflops": dict(zip(names, gflops, strict=True)), "gbytes": gbytes}
     if not args.json:
         print(f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}; ", end="")
-        print(f"matrix products run at {machine['gflops']:.0f} GFLOP/s, which sets the floors\n", flush=True)
+        products = ", ".join(f"{value:.0f} GFLOP/s ({name})" for name, value in machine["gflops"].items())
+        print(f"matrix products run at {products}, memory at {gbytes:.0f} GB/s, which sets the floors\n", flush=True)
     results = []
     for comparison in cases.run_cases(args.case or list(CASES), settings):
-        results.append(report.as_dictionary(comparison, speed))
+        results.append(report.as_dictionary(comparison, speeds[comparison.dtype]))
         if not args.json:
             print(report.as_text(results[-1]), flush=True)
     if args.json:

@@ -104,7 +104,9 @@ class BackwardFrames:
 def _captured(kind: type, batch: int, size: int, hidden_size: int, device: torch.device, dtype: torch.dtype):
     """A captured loop, or None where the GPU or its driver cannot capture."""
     try:
-        return kind(batch, size, hidden_size, torch.empty(0, device=device, dtype=dtype))
+        # Buffers made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False):
+            return kind(batch, size, hidden_size, torch.empty(0, device=device, dtype=dtype))
     except RuntimeError as error:
         warnings.warn(
             f"LMU: no CUDA graph ({str(error).splitlines()[0]}); frames are launched one by one", stacklevel=2

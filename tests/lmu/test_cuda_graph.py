@@ -1,5 +1,7 @@
 """The original LMU's loops in pieces of many frames; on a GPU, as CUDA graphs."""
 
+import functools
+
 import pytest
 import torch
 from lmu_agreement import assert_all_agree, outputs_and_gradients, randomise
@@ -42,6 +44,20 @@ def test_pieces_agree_with_the_step_loop(device, frames, dtype, monkeypatch):
     for _ in range(2):
         actual = outputs_and_gradients(lambda: fused_lmu(**inputs, lengths=lengths), inputs)
         assert_all_agree(actual, expected)
+
+
+def test_buffers_made_in_inference_mode_serve_training(monkeypatch):
+    monkeypatch.setattr(cuda_graph.ForwardFrames.__init__, "__defaults__", (lambda run, device: run,))
+    loop = functools.partial(
+        cuda_graph._captured, cuda_graph.ForwardFrames, 1, 2, 1, torch.device("cpu"), torch.float32
+    )
+    cuda_graph._captured.cache_clear()
+    states, transition = torch.ones(3, 1, 2), torch.eye(2)
+    with torch.inference_mode():
+        loop()(states.clone(), transition)
+    loop()(states, transition)
+    assert states[:, 0, 1].tolist() == [1, 2, 3]
+    cuda_graph._captured.cache_clear()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
