@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import io
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -51,6 +52,8 @@ def train_bpe(texts: list[str], directory: Path, size: int, mode: str) -> list[s
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
+        if needed := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
+            raise UserError(f"--nbpe {size}: too few for the characters of the text; give {needed[1]} or more") from None
         raise UserError(f"--nbpe {size}: sentencepiece cannot train: {' '.join(str(error).split())}") from None
     directory.mkdir(parents=True, exist_ok=True)
     temporary = directory / f".bpe.model.{os.getpid()}.tmp"
