@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from espnet_lmu.data.files import atomic_open, shorten
-from espnet_lmu.data.format import FRAME_LENGTH_MS, FRAME_SHIFT_MS, MEL_BINS, frame_geometry
+from espnet_lmu.data.format import MEL_BINS, feature_settings, frame_geometry
 from espnet_lmu.decoding.greedy import GreedyDecoder
 from espnet_lmu.export import sherpa
 from espnet_lmu.export.check import (
@@ -69,13 +70,12 @@ class Exporter:
         self.offline = OfflineGraph(self.model).eval()
         self.input_size = decoder.input_size or self.model.frontend.output_size()
         self.for_sherpa: dict[str, sherpa.Family] = {}  # the files that sherpa-onnx runs
-        if decoder.input_size is not None:
-            features = (
-                f"log-mel of Kaldi with samples in [-1, 1], {FRAME_LENGTH_MS} ms window, {FRAME_SHIFT_MS} ms shift, "
-                "snip_edges=false, low_freq=20, high_freq=-400, dither=0"
-            )
-        else:
+        if decoder.input_size is None:
             features = f"log-mel of ESPnet's default frontend, {decoder.hop_length} samples shift"
+        elif decoder.input_size == MEL_BINS:
+            features = json.dumps(feature_settings(rate))
+        else:
+            features = f"{decoder.input_size} stored features a frame"
         self.metadata = {
             "model_type": "espnet_lmu",
             "features": features,
@@ -149,7 +149,7 @@ class Exporter:
         """
         reason = None
         if not self.offline.normalize.by_utterance:
-            reason = "sherpa-onnx changes the level of audio; train with normalize: utterance_mvn"
+            reason = "sherpa-onnx changes the level of audio; train with --feats_type fbank, or normalize: utterance_mvn"
         elif self.rate != _WAVE_RATE:
             reason = f"sherpa-onnx gives audio of {_WAVE_RATE} Hz, the model takes {self.rate} Hz"
         if reason:
@@ -264,7 +264,7 @@ def _print_comparison(exporter: Exporter, candidates: list[Candidate], directory
         return
     recordings = {key: utterance.samples for key, utterance in utterances.items()}
     if not sherpa.available():
-        print("\nsherpa-onnx is not installed: not tried")
+        print("\nsherpa-onnx is not installed (pip install sherpa-onnx): not tried")
     elif any(samples is None for samples in recordings.values()):
         print(f"\n{directory}: features, but no audio for sherpa-onnx: not tried")
     else:
@@ -326,4 +326,4 @@ def export_model(
     print(f"\n{output}: {', '.join(names)}")
     for family in dict.fromkeys(exporter.for_sherpa.values()):
         names = [name for name, other in exporter.for_sherpa.items() if other == family]
-        print(f"{', '.join(names)}: {family.usage()}")
+        print(f"{', '.join(names)}: {family.usage(exporter.rate)}")

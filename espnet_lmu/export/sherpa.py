@@ -32,9 +32,14 @@ class Family:
     constructor: str
     silence: int = 0
 
-    def usage(self) -> str:
-        """How to call it."""
-        call = f"sherpa_onnx.{self.recognizer}.{self.constructor}"
+    def options(self, rate: int) -> dict[str, int]:
+        """Options of the constructor for a model of `rate` Hz, besides its files."""
+        return {} if self == WAVE else {"sample_rate": rate}
+
+    def usage(self, rate: int) -> str:
+        """How to call it for a model of `rate` Hz."""
+        options = "".join(f", {name}={value}" for name, value in self.options(rate).items())
+        call = f"sherpa_onnx.{self.recognizer}.{self.constructor}(model=..., tokens=...{options})"
         if self.silence:
             call += f"; after the recording, {self.silence} samples of silence or more, then input_finished()"
         return call
@@ -92,10 +97,7 @@ def _recognize(
     import sherpa_onnx
 
     load = getattr(getattr(sherpa_onnx, family.recognizer), family.constructor)
-    options = {"model": model, "tokens": tokens, "num_threads": 1}
-    if family != WAVE:
-        options["sample_rate"] = rate
-    recognizer = load(**options)
+    recognizer = load(model=model, tokens=tokens, num_threads=1, **family.options(rate))
     decode = _decode_online if family.silence else _decode_offline
     results, keys = {}, list(recordings)
     for begin in range(0, len(keys), batch):

@@ -1,5 +1,6 @@
 """Exported models in the package sherpa-onnx: its features, the tokens of greedy decoding, the check, error lines."""
 
+import json
 import os
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from espnet_lmu.bin.main import main
 from espnet_lmu.data.audio import read_audio
-from espnet_lmu.data.format import fbank
+from espnet_lmu.data.format import fbank, feature_settings
 from espnet_lmu.decoding.greedy import GreedyDecoder, best_path
 from espnet_lmu.errors import UserError
 from espnet_lmu.export import sherpa
@@ -16,7 +17,7 @@ from espnet_lmu.export.check import reference
 from espnet_lmu.export.streaming import Zipformer2Graph
 from espnet_lmu.scoring.error_rate import score, split_words
 
-pytest.importorskip("onnx")
+onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("sherpa_onnx")
 
@@ -128,11 +129,14 @@ def test_whole_recordings(whole_model, data_dir, recordings, table, small_models
     assert set(os.listdir(output)) == {"model.onnx", "model.int8.onnx", "tokens.txt"}
     printed = capsys.readouterr().out
     assert "model.onnx: at most " in printed
-    assert "model.onnx, model.int8.onnx: sherpa_onnx.OfflineRecognizer.from_zipformer_ctc" in printed
+    call = "sherpa_onnx.OfflineRecognizer.from_zipformer_ctc(model=..., tokens=..., sample_rate=16000)\n"
+    assert f"model.onnx, model.int8.onnx: {call}" in printed
     rows = table(printed)
     for name in ("PyTorch", "model.onnx", "model.onnx in sherpa-onnx"):
         assert rows[name][-1] == "0 of 4" and rows[name][2] == rows["PyTorch"][2], rows
     assert "model.int8.onnx in sherpa-onnx" in rows
+    metadata = {entry.key: entry.value for entry in onnx.load(output / "model.onnx").metadata_props}
+    assert json.loads(metadata["features"]) == feature_settings(rate)
     lines = [line.split() for line in (output / "tokens.txt").read_text().splitlines()]
     assert lines[0] == ["<blank>", "0"] and ["▁", "2"] in lines and len(lines) == len(small_models.LETTERS)
 
@@ -165,7 +169,8 @@ def test_recordings_that_arrive_in_pieces(
     shift = 4 * chunk
     window = shift + ahead
     silence = window * rate // 100
-    assert f"OnlineRecognizer.from_zipformer2_ctc; after the recording, {silence} samples of silence" in printed
+    call = "sherpa_onnx.OnlineRecognizer.from_zipformer2_ctc(model=..., tokens=..., sample_rate=16000)"
+    assert f"{call}; after the recording, {silence} samples of silence" in printed
     rows = table(printed)
     assert rows["streaming.onnx"][-1] == "0 of 4"
     assert "sherpa_streaming.onnx in sherpa-onnx" in rows and "sherpa_streaming.int8.onnx in sherpa-onnx" in rows
@@ -194,7 +199,8 @@ def test_models_of_audio_run_on_waveforms(whole_model_of_audio, data_dir, table,
     assert set(os.listdir(output)) == files
     printed = capsys.readouterr().out
     assert "sherpa.onnx: at most " in printed
-    assert "sherpa.onnx, sherpa.int8.onnx: sherpa_onnx.OfflineRecognizer.from_omnilingual_asr_ctc\n" in printed
+    call = "sherpa_onnx.OfflineRecognizer.from_omnilingual_asr_ctc(model=..., tokens=...)\n"
+    assert f"sherpa.onnx, sherpa.int8.onnx: {call}" in printed
     rows = table(printed)
     for name in ("PyTorch", "model.onnx", "sherpa.onnx", "sherpa.onnx in sherpa-onnx"):
         assert rows[name][-1] == "0 of 4" and rows[name][2] == rows["PyTorch"][2], rows
