@@ -149,7 +149,9 @@ class Exporter:
         """
         reason = None
         if not self.offline.normalize.by_utterance:
-            reason = "sherpa-onnx changes the level of audio; train with --feats_type fbank, or normalize: utterance_mvn"
+            reason = (
+                "sherpa-onnx changes the level of audio; train with --feats_type fbank, or normalize: utterance_mvn"
+            )
         elif self.rate != _WAVE_RATE:
             reason = f"sherpa-onnx gives audio of {_WAVE_RATE} Hz, the model takes {self.rate} Hz"
         if reason:
