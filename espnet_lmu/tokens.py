@@ -52,8 +52,10 @@ def train_bpe(texts: list[str], directory: Path, size: int, mode: str) -> list[s
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        if needed := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
-            raise UserError(f"--nbpe {size}: too few for the characters of the text; give {needed[1]} or more") from None
+        needed = re.search(r"required_chars\. \d+ vs (\d+)", str(error))
+        if needed or size <= 3:
+            least = f"give {needed[1]} or more" if needed else "give more"
+            raise UserError(f"--nbpe {size}: too few for the characters of the text; {least}") from None
         raise UserError(f"--nbpe {size}: sentencepiece cannot train: {' '.join(str(error).split())}") from None
     directory.mkdir(parents=True, exist_ok=True)
     temporary = directory / f".bpe.model.{os.getpid()}.tmp"

@@ -1,5 +1,7 @@
 """Stage 5: token lists in the layout that ESPnet and CTC rely on."""
 
+import re
+
 import pytest
 import sentencepiece
 from recipe_tools import one_line_error, run_module
@@ -50,8 +52,9 @@ def test_list_is_kept_until_the_text_or_the_options_change(text, tmp_path):
 
 
 def test_text_without_words_and_impossible_sizes_are_one_line(text, tmp_path):
-    result = run_module("espnet_lmu.tokens", "--nbpe", 2, text, tmp_path / "bpe")
-    assert "--nbpe 2: too few for the characters of the text; give " in one_line_error(result)
+    for size, advice in ((2, "give more"), (4, r"give \d+ or more")):
+        result = run_module("espnet_lmu.tokens", "--nbpe", size, text, tmp_path / "bpe")
+        assert re.search(f"--nbpe {size}: too few for the characters of the text; {advice}$", one_line_error(result))
     assert not (tmp_path / "bpe" / "tokens.txt").exists()
     write_table(text, {"u": ""})
     assert "text: no words" in one_line_error(run_module("espnet_lmu.tokens", text, tmp_path / "bpe"))
