@@ -132,8 +132,9 @@ def layers(settings: Settings) -> Iterator[Comparison]:
     calls = {name: _forward_backward(module, x) for name, module in modules.items()}
     notes = ()
     if settings.device.type == "cuda":
-        lstm, others = (setting.fp32_precision for setting in (torch.backends.cudnn.rnn, torch.backends.cuda.matmul))
-        notes = (f"float32 products: {lstm} in nn.LSTM, {others} elsewhere",)
+        settings_of_torch = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+        lstm, others = (setting.fp32_precision.replace("none", "ieee") for setting in settings_of_torch)
+        notes = (f"products of float32 are {lstm} in nn.LSTM and {others} in the others",)
     yield _compare(title, "nn.LSTM", calls, settings, bytes=needed, notes=notes)
     if settings.device.type == "cuda":
         context = partial(_in_training_type, settings.device)

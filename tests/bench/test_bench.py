@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from espnet_lmu.bench.floor import count_operations
+from espnet_lmu.bench.cases import Comparison
+from espnet_lmu.bench.floor import Speed, count_operations
 from espnet_lmu.bench.peers import count_parameters, smallest_not_below
-from espnet_lmu.bench.timing import time_in_turns
+from espnet_lmu.bench.report import as_dictionary, as_text
+from espnet_lmu.bench.timing import Timing, time_in_turns
 from espnet_lmu.bin.main import main
 from espnet_lmu.lmu import LMU
 
@@ -41,6 +43,20 @@ def test_peer_is_the_smallest_that_is_not_smaller():
     assert count_parameters(build(16)) == 16 * 17
     with pytest.raises(ValueError, match="no width"):
         smallest_not_below(build, range(8, 64, 8), 10**9)
+
+
+def test_floor_is_of_products_or_memory_and_throughput_of_audio():
+    timings = {name: Timing(2.0, 2.0, 2.0) for name in ("products", "memory", "uncounted")}
+    operations, needed = {"products": 300, "memory": 100}, {"products": 40, "memory": 40}
+    audio = {"products": 14400.0}
+    comparison = Comparison("title", "products", timings, operations, {}, audio_seconds=audio, bytes=needed)
+    entries = as_dictionary(comparison, Speed(operations=100.0, bytes=20.0))["entries"]
+    assert [entry["floor"] for entry in entries] == [3.0, 2.0, None]
+    text = as_text(as_dictionary(comparison, Speed(100.0, 20.0)))
+    assert (
+        "| hours of audio a second |" in text
+        and "| products | 1.00 | 2000.0 | 2000.0 to 2000.0 | 0.00 | 3000.0 | 2 |" in text
+    )
 
 
 def test_tables_and_json_name_the_same_entries(capsys):

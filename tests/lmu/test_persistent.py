@@ -252,7 +252,10 @@ def test_kernel_compiles_without_spilling(
         command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", binary.name]
         usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert " STACK:0 " in usage and " LOCAL:0 " in usage, usage
-    assert kernel.asm["ptx"].count("mma.sync") and "atom.global.gpu.release" in kernel.asm["ptx"]
+    code = kernel.asm["ptx"]
+    assert "atom.global.gpu.release" in code and "ld.global.gpu.acquire" in code
+    # the whole state is on its way before its first block is multiplied
+    assert 0 < code.rindex("ld.global.cg") < code.index("mma.sync")
 
 
 @pytest.mark.parametrize(
