@@ -6,7 +6,8 @@ sequences after each frame, when the state goes from one to the other through th
 (Diamos et al., ICML 2016) and FlashRNN (Poeppel et al., 2024) do so too.
 
 The products with h may be of half precision. Those with m are not, because the memory keeps a rounding for its whole
-window: with bfloat16 in both, m is 30 times further off than with bfloat16 in those with h alone (d = theta = 256).
+window: with bfloat16 in both, m is 45 times further from float64 than with bfloat16 in those with h alone, and y 15
+times (H = 512, d = theta = 256, 400 frames).
 
 Needs Triton. Its interpreter (TRITON_INTERPRET=1) runs programs one after another, so that none can wait for another:
 there, a launch is one frame.
@@ -98,7 +99,8 @@ def frames_kernel(
 ):
     """z[t] = f(z[t] + z[t-1] matrix), in place, for some frames.
 
-    f is tanh on h; backward, where t runs down and t - 1 stands for t + 1, a product with the frame's slope.
+    f is tanh on h; backward, where t runs down and the frame before t is t + 1, a product with the frame's slope on h.
+    The frames after one another need no second buffer: a row is read by others only once it is written for good.
 
     rows: where the row (B, n) before the first of these frames lies; their rows follow it, or backward precede it.
     matrix: (n, n).

@@ -89,7 +89,7 @@ def test_kernel_agrees_with_the_step_loop_at_the_sizes_of_models(sizes, lengths,
 
 @runs_kernel
 def test_memory_is_not_rounded_in_half_precision():
-    """With products of bfloat16 alone, m would be 20 to 50 times further off (see persistent.py)."""
+    """With products of bfloat16 alone, m would be 20 times further off (see persistent.py)."""
     inputs = make_inputs(2, 60, 4, 4, 12)
     exact = in_float64(inputs)
     _, (_, expected) = naive_lmu(**exact)
