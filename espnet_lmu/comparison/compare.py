@@ -35,6 +35,8 @@ class Comparison:
         self.root: Path = args.dir
         self.training = read_yaml(args.training)
         self.encoders = {path.stem: read_encoder(path) for path in args.encoders}
+        if len(self.encoders) < len(args.encoders):
+            raise UserError("two encoders have one name; give their files different names")
         self.datasets = [args.valid_set, args.test_set]
 
     def recipe(self, *arguments: str) -> list[str]:

@@ -151,6 +151,10 @@ def test_best_rate_gets_all_seeds_and_finished_runs_are_kept(tmp_path):
     result = compare("--seeds", "1 2", "--recipe_args", "--nbpe 64")
     assert result.returncode == 1
     assert result.stderr.startswith("error: --recipe_args '--nbpe 64': exp/comparison has begun with ''; give that")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/one.yaml").write_text(yaml.safe_dump(ENCODER))
+    result = compare("--seeds", "1", "other/one.yaml")
+    assert result.returncode == 1 and "error: two encoders have one name" in result.stderr
     result = compare("--seeds", "1 1")
     assert result.returncode == 2 and "--seeds: invalid list value" in result.stderr
 
