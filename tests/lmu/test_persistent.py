@@ -192,7 +192,7 @@ def test_programs_that_run_at_once_meet_after_each_frame(monkeypatch):
     children = []
     for program in range(4):
         if (child := os.fork()) == 0:
-            signal.alarm(60)  # should another one fail, and this one wait for it
+            signal.alarm(300)  # should another one fail, and this one wait for it
             try:
                 interpreter_builder.set_grid_idx = lambda *_, p=program: set_index(p % 2, p // 2, 0)
                 persistent.frames_kernel[(1,)](
