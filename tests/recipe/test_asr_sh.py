@@ -16,6 +16,8 @@ from espnet_lmu.data.kaldi_dir import read_table
         (["--stop-stag", "3"], "unknown option --stop_stag; did you mean --stop_stage"),
         (["--inference_confg", "x"], "did you mean --inference_config"),
         (["--qqq", "x"], "unknown option --qqq ("),
+        (["--skip_train", "true"], "--skip_train; --stage and --stop_stage choose what runs"),
+        (["--ngpu", "99"], "--ngpu 99: this machine has fewer GPUs"),
         (["--ngpu"], "--ngpu: a value is missing"),
         (["3"], "unexpected argument: 3"),
         (["--stage", "two"], "--stage two: give a whole number"),
@@ -77,12 +79,12 @@ def test_stages_1_to_5_name_their_directories_as_espnet_does_and_can_run_again(r
         make_set(source / name, 4, seed=i)
     short = read_table(source / "test" / "wav.scp")["spk0-000"]
     soundfile.write(short, [0.0] * 100, 16000)
-    arguments = ["--stop_stage", "5", "--lang", "en", "--token_type", "char", "--nj", "1"]
+    arguments = ["--stop_stage", "5", "--lang", "en", "--token_type", "char", "--nj", "1", "--dumpdir", "my dump"]
     result = recipe.run(*arguments)
     assert result.returncode == 0, result.stderr
-    assert "dump/raw/test: 1 utterances may be too short to decode" in result.stdout
+    assert "my dump/raw/test: 1 utterances may be too short to decode" in result.stdout
     for path in ("org/train", "org/valid", "train", "valid", "test"):
-        assert len(read_table(recipe.directory / "dump" / "raw" / path / "wav.scp")) == 4
+        assert len(read_table(recipe.directory / "my dump" / "raw" / path / "wav.scp")) == 4
     assert (recipe.directory / "data" / "en_token_list" / "char" / "tokens.txt").exists()
     assert recipe.run(*arguments).returncode == 0
     assert not list(recipe.directory.rglob("*.tmp"))

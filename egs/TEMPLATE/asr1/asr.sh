@@ -101,6 +101,10 @@ usage() {
 
 unknown_option() {
     local near
+    case "$1" in
+        skip_*) die "unknown option --$1; --stage and --stop_stage choose what runs" ;;
+        gpu_inference) die "unknown option --$1; with --ngpu above 0 decoding uses a GPU" ;;
+    esac
     # shellcheck disable=SC2086
     near=$("${python}" -c 'import difflib, sys
 print(" or ".join("--" + name for name in difflib.get_close_matches(sys.argv[1], sys.argv[2:], 3)))' "$1" ${options})
@@ -169,6 +173,7 @@ if [ -z "${asr_tag}" ]; then
     asr_tag=$(basename "${asr_config:-train}" .yaml)_${tag}$(as_tag "${asr_args}")${sp}
 fi
 asr_exp=${asr_exp:-${expdir}/asr_${asr_tag}}
+asr_exp=${asr_exp%/} # its last part names the packed model
 asr_stats_dir=${asr_stats_dir:-${expdir}/asr_stats_${tag}${sp}}
 # A language model is of the tokens, or of words that it spells in them.
 lm_token_tag=${lang}_${token_type}
@@ -189,9 +194,9 @@ data_feats=${dumpdir}/${feats_type}
 original_train_set=${train_set}
 train_set+=${sp}
 # The test sets without those that stages 3 and 4 treat as training data already.
-pure_test_sets=
+pure_test_sets=()
 for dset in ${test_sets}; do
-    [ "${dset}" = "${train_set}" ] || [ "${dset}" = "${valid_set}" ] || pure_test_sets+="${dset} "
+    [ "${dset}" = "${train_set}" ] || [ "${dset}" = "${valid_set}" ] || pure_test_sets+=("${dset}")
 done
 if [ "${feats_type}" = raw ]; then
     speech_scp=wav.scp speech_type=sound fold_length=$((asr_speech_fold_length * 100))
@@ -211,6 +216,13 @@ check_data() {
 
 runs() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]; }
 
+# What training lacks is said before the hours that its data takes.
+if [ "${ngpu}" -gt 0 ] && [ "${cmd}" = local ] && runs 11; then
+    "${python}" -c 'import sys, torch; sys.exit(torch.cuda.device_count() < int(sys.argv[1]))' "${ngpu}" ||
+        die "--ngpu ${ngpu}: this machine has fewer GPUs that torch can use; give --ngpu 0 to train on the CPU, or" \
+            "--stop_stage 10 to prepare the data alone"
+fi
+
 if runs 1; then
     log "Stage 1: data/${original_train_set}, data/${valid_set}, data for ${test_sets}"
     [ -x local/data.sh ] || die "local/data.sh: not found; start the recipe's run.sh, not asr.sh"
@@ -218,8 +230,7 @@ if runs 1; then
     python=${python} train_set=${original_train_set} valid_set=${valid_set} test_sets=${test_sets} \
         local/data.sh ${local_data_opts}
     check_data "data/${original_train_set}" "data/${valid_set}"
-    # shellcheck disable=SC2046,SC2086
-    [ -z "${pure_test_sets}" ] || check_data --test $(printf 'data/%s ' ${pure_test_sets})
+    [ ${#pure_test_sets[@]} -eq 0 ] || check_data --test "${pure_test_sets[@]/#/data/}"
 fi
 
 if runs 2 && [ -n "${speed_perturb_factors}" ]; then
@@ -235,7 +246,7 @@ if runs 3; then
             --fs "${fs}" "data/$1" "$2/$1"
     }
     for dset in "${train_set}" "${valid_set}"; do format "${dset}" "${data_feats}/org"; done
-    for dset in ${pure_test_sets}; do format "${dset}" "${data_feats}"; done
+    for dset in ${pure_test_sets[@]+"${pure_test_sets[@]}"}; do format "${dset}" "${data_feats}"; done
 fi
 
 if runs 4; then
@@ -244,7 +255,7 @@ if runs 4; then
         "${python}" -m espnet_lmu.data.filter --fs "${fs}" --min_wav_duration "${min_wav_duration}" \
             --max_wav_duration "${max_wav_duration}" "${data_feats}/org/${dset}" "${data_feats}/${dset}"
     done
-    for dset in ${pure_test_sets}; do
+    for dset in ${pure_test_sets[@]+"${pure_test_sets[@]}"}; do
         "${python}" -m espnet_lmu.data.filter --report --fs "${fs}" --min_wav_duration "${min_wav_duration}" \
             "${data_feats}/${dset}"
     done
@@ -255,14 +266,17 @@ if runs 5; then
     "${python}" -m espnet_lmu.tokens --token_type "${token_type}" --nbpe "${nbpe}" --bpemode "${bpemode}" \
         "${data_feats}/${train_set}/text" "${token_listdir}"
     check_data --formatted "${data_feats}/${train_set}" "${data_feats}/${valid_set}"
-    # shellcheck disable=SC2046,SC2086
-    [ -z "${pure_test_sets}" ] || check_data --formatted --test $(printf "${data_feats}/%s " ${pure_test_sets})
+    [ ${#pure_test_sets[@]} -eq 0 ] || check_data --formatted --test "${pure_test_sets[@]/#/${data_feats}/}"
 fi
 
 # What asr_train needs to know of the data, in stages 10 and 11.
 data_args=(--use_preprocessor true)
 [ "${token_type}" = char ] || data_args+=(--bpemodel "${token_listdir}/bpe.model")
-[ "${feats_type}" = raw ] || data_args+=(--input_size 80)
+if [ "${feats_type}" = raw ]; then
+    data_args+=(--frontend_conf "fs=${fs}")
+else
+    data_args+=(--input_size 80)
+fi
 data_in() {
     data_paths=(--"$1"_data_path_and_name_and_type "$2/${speech_scp},speech,${speech_type}")
     data_paths+=(--"$1"_data_path_and_name_and_type "$2/text,text,text")
