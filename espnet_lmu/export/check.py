@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from espnet_lmu.data.audio import read_audio
-from espnet_lmu.data.format import fbank
+from espnet_lmu.data.features import check_features, read_features
+from espnet_lmu.data.format import fbank, feature_settings
 from espnet_lmu.data.kaldi_dir import check_same_ids, read_table
 from espnet_lmu.decoding.greedy import GreedyDecoder, best_path, load_input
 from espnet_lmu.encoder.streaming import stream
@@ -131,6 +132,7 @@ def read_utterances(directory: Path, decoder: GreedyDecoder, rate: int) -> dict[
     scp = read_table(scp_file)
     check_same_ids(scp, scp_file, texts, directory / "text")
     if stored:
+        check_features("the model", feature_settings(rate), read_features(directory), str(directory))
         return {key: Utterance(load_input(path, decoder), None, texts[key]) for key, path in scp.items()}
     utterances = {}
     for key, path in scp.items():

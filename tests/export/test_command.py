@@ -1,10 +1,14 @@
 """`espnet-lmu export`: files, their check on a data directory, error lines."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
 from espnet_lmu.bin.main import main
+from espnet_lmu.data.features import write_features
+from espnet_lmu.data.format import feature_settings
+from espnet_lmu.errors import UserError
 from espnet_lmu.export import check
 
 pytest.importorskip("onnx")
@@ -48,3 +52,11 @@ def test_errors_are_one_line_and_leave_nothing(whole_model, causal_model, data_d
     monkeypatch.setattr(check, "TOLERANCE", -1.0)
     assert "differs from PyTorch by" in error_line(capsys, causal_model, *to)
     assert not output.exists()
+
+
+def test_stored_features_of_another_kind_are_refused(tmp_path):
+    write_features(tmp_path, feature_settings(8000))
+    for name, content in {"text": "a LOW\n", "feats.scp": "a feats.ark:3\n"}.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match="rate 16000 there and 8000 here"):
+        check.read_utterances(tmp_path, SimpleNamespace(input_size=80), 16000)
