@@ -71,6 +71,9 @@ class CTCBeamSearch:
         lexicon: words and their tokens, from `espnet_lmu.lm.ngram.write_lexicon`; None for lexicon-free search.
         lm_weight: weight of the language model's log10 probabilities.
         word_score: added for each word, with a lexicon.
+
+    Raises:
+        UserError: the lexicon has tokens that the model lacks.
     """
 
     def __init__(
@@ -98,21 +101,28 @@ class CTCBeamSearch:
             # torchaudio would number the tokens in the order of a hash table, and ask the model by their positions in
             # the token list.
             model = _load_kenlm(str(lm), tuple(token_list)) if lm is not None and lm_weight else decoder._ZeroLM()
-        self._decoder = decoder.ctc_decoder(
-            lexicon=str(lexicon) if self.with_lexicon else None,
-            tokens=tokens,
-            lm=model,
-            nbest=1 if self.with_lexicon else options.beam_size,
-            beam_size=options.beam_size,
-            beam_size_token=options.beam_size_token,
-            beam_threshold=options.beam_threshold,
-            lm_weight=lm_weight,
-            word_score=word_score,
-            log_add=not self.with_lexicon,
-            blank_token=token_list[BLANK],
-            sil_token=end,
-            unk_word=UNKNOWN,
-        )
+        try:
+            self._decoder = decoder.ctc_decoder(
+                lexicon=str(lexicon) if self.with_lexicon else None,
+                tokens=tokens,
+                lm=model,
+                nbest=1 if self.with_lexicon else options.beam_size,
+                beam_size=options.beam_size,
+                beam_size_token=options.beam_size_token,
+                beam_threshold=options.beam_threshold,
+                lm_weight=lm_weight,
+                word_score=word_score,
+                log_add=not self.with_lexicon,
+                blank_token=token_list[BLANK],
+                sil_token=end,
+                unk_word=UNKNOWN,
+            )
+        except (RuntimeError, ValueError) as error:
+            if self.with_lexicon and "Unknown entry in dictionary" in str(error):
+                raise UserError(
+                    f"{lexicon}: {error}: it was made for other tokens; run stage 9 again, after stage 5"
+                ) from None
+            raise
 
     def __call__(self, log_probs) -> list[tuple[list[int], list[str], float]]:
         """Search.

@@ -9,6 +9,7 @@ import torch
 from espnet_lmu.decoding.ctc_beam import BeamOptions, CTCBeamSearch
 from espnet_lmu.decoding.greedy import best_path
 from espnet_lmu.decoding.tuning import Tuning, write_tuning
+from espnet_lmu.errors import UserError
 from espnet_lmu.lm.ngram import speller, write_lexicon
 from espnet_lmu.scoring.error_rate import score, split_words
 
@@ -101,6 +102,13 @@ def test_words_of_characters_and_only_those_of_the_lexicon(tmp_path):
     path = ["A", "<blank>", "A", "<space>", "<space>", "A", "A", "B", "B"]
     assert search(frames(LETTERS, *path))[0][1] == ["AA", "AB"]
     assert search(frames(LETTERS, "A", "C"))[0][1] == ["AB"]
+
+
+def test_lexicon_of_other_tokens_is_named(tmp_path):
+    write_lexicon(tmp_path / "lexicon.txt", ["AA"], speller(LETTERS, None), LETTERS)
+    lm = write_bigrams(tmp_path / "lm.arpa", [], ["AA"])
+    with pytest.raises(UserError, match=r"lexicon.txt: .*'A'.* run stage 9 again"):
+        CTCBeamSearch(PIECES, WIDE, lm, tmp_path / "lexicon.txt")
 
 
 def test_language_model_lowers_the_word_error_rate_of_a_noisy_model(tmp_path):
