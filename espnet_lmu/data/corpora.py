@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import argparse
 import functools
+import http.client
 import os
 import re
+import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,10 +138,11 @@ def download(corpus: Corpus, folder: Path, parts: list[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         return corpus.download(folder, parts)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, http.client.HTTPException, tarfile.TarError, zlib.error) as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"{corpus.title}: download failed ({error}); start again to go on, or fetch it by other means and give it "
-            f"with {corpus.variable}=DIR ./run.sh"
+            f"{corpus.title}: download failed ({reason}); start again to go on (if an archive stays damaged, delete it "
+            f"from {folder}), or fetch it by other means and give it with {corpus.variable}=DIR ./run.sh"
         ) from None
 
 

@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 import tempfile
 import venv
+import zlib
 from pathlib import Path
 
 from espnet_lmu.data.files import command_line
@@ -62,8 +63,12 @@ def build(target: Path, archive: Path | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:
         temporary = Path(name)
         log = temporary / "build.log"
-        with tarfile.open(archive or _download(temporary, log)) as tar:
-            tar.extractall(temporary)
+        archive = archive or _download(temporary, log)
+        try:
+            with tarfile.open(archive) as tar:
+                tar.extractall(temporary)
+        except (tarfile.TarError, EOFError, zlib.error):
+            raise UserError(f"{archive}: not a complete archive of KenLM's source; fetch it again") from None
         source, objects, programs = temporary / f"kenlm-{VERSION}", temporary / "build", temporary / "programs"
         settings = ["-DCMAKE_BUILD_TYPE=Release", f"-DKENLM_MAX_ORDER={MAX_ORDER}"]
         _run(["cmake", "-S", str(source), "-B", str(objects), *settings], log)

@@ -1,10 +1,12 @@
 """Corpora in the layouts they are distributed in: sets, unions of sets, transcripts and segments; stages 1 to 5."""
 
+import io
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ import pytest
 import soundfile
 from recipe_tools import RATE, ROOT, one_line_error, run_module, tone_words
 
+from espnet_lmu.data.corpora import CORPORA, download
 from espnet_lmu.data.kaldi_dir import read_data_dir, read_table
+from espnet_lmu.errors import UserError
 
 
 @pytest.fixture
@@ -61,6 +65,27 @@ def test_missing_part_and_missing_transcripts_are_one_line(librispeech):
 def test_download_of_a_part_that_does_not_exist_is_one_line(tmp_path):
     result = run_module("espnet_lmu.data.corpora", "librispeech", "train_cleam_100", cwd=tmp_path)
     assert "train-cleam-100: no parts of LibriSpeech" in one_line_error(result)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: b"<html>log in first</html>",
+        lambda content: content[:200] + bytes(100) + content[300:],
+    ],
+)
+def test_damaged_archive_of_a_download_is_one_line(tmp_path, damage):
+    def unpack(folder, parts):
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+            tar.add(__file__, "dev-clean/file")
+        with tarfile.open(fileobj=io.BytesIO(damage(packed.getvalue()))) as tar:
+            tar.extractall(folder)
+
+    message = f"LibriSpeech: download failed .*; start again.* from {tmp_path}.*LIBRISPEECH=DIR"
+    with pytest.raises(UserError, match=message):
+        download(CORPORA["librispeech"]._replace(download=unpack), tmp_path, ["dev-clean"])
 
 
 def recipe_of(name: str, tmp_path: Path) -> Path:

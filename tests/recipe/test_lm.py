@@ -86,6 +86,14 @@ def test_missing_compiler_is_named_with_its_packages(tmp_path, monkeypatch):
     assert not (tmp_path / "kenlm").exists()
 
 
+def test_source_archive_that_is_none_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(kenlm.shutil, "which", lambda name: name)
+    (tmp_path / "kenlm.tar.gz").write_text("<html>")
+    with pytest.raises(UserError, match="kenlm.tar.gz: not a complete archive of KenLM's source; fetch it again"):
+        kenlm.build(tmp_path / "kenlm", tmp_path / "kenlm.tar.gz")
+    assert [path.name for path in tmp_path.iterdir()] == ["kenlm.tar.gz"]
+
+
 def test_neural_lm_is_trained_and_measured(recipe):
     """Stages 6 to 8; ESPnet's import (13 s) is paid by each."""
     _formatted(recipe)
