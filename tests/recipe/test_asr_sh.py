@@ -21,6 +21,7 @@ from espnet_lmu.data.kaldi_dir import read_table
         (["--ngpu"], "--ngpu: a value is missing"),
         (["3"], "unexpected argument: 3"),
         (["--stage", "two"], "--stage two: give a whole number"),
+        (["--nproc", "two"], "--train_nj two: give a whole number"),
         (["--train_set", ""], "--train_set is required"),
         (["--feats_type", "mfcc"], "--feats_type mfcc: give one of: raw fbank"),
         (["--token_type", "phn"], "--token_type phn: give one of: bpe char"),

@@ -28,7 +28,7 @@ stop_stage=15             # Last stage to run.
 ngpu=0                    # Number of GPUs to train on, of each machine; decoding then uses one (0: CPU).
 num_nodes=1               # Number of machines to train on; egs/TRAINING.md shows how to start them.
 nj=$(env -u OMP_NUM_THREADS nproc) # Number of processes (with --cmd slurm: jobs) that prepare data.
-train_nj=2                # Number of processes that train together on each machine's CPU (with --ngpu 0).
+train_nj=2                # Number of processes that train together on each machine's CPU (with --ngpu 0); also --nproc.
 cmd=local                 # Where stages run: local (this machine) or slurm.
 slurm_config=             # Settings of Slurm jobs: partition, time, memory, ... (YAML; default: conf/slurm.yaml).
 python=python3            # Python interpreter with ESPnet installed.
@@ -120,6 +120,7 @@ while [ $# -gt 0 ]; do
         *) die "unexpected argument: $1 (options are --NAME VALUE; quote a VALUE that has spaces)" ;;
     esac
     name=${name//-/_}
+    [ "${name}" != nproc ] || name=train_nj # as torchrun calls it
     grep -qx -- "${name}" <<<"${options}" || unknown_option "${name}"
     [ $# -ge 2 ] || die "--${name}: a value is missing"
     printf -v "${name}" '%s' "$2"
