@@ -237,6 +237,11 @@ _CHARACTERS_PER_FRAME = 0.14
 _CHARACTERS = 29  # tokens of CTC, blank included
 
 
+def batch_utterances(config: dict, frames: int) -> int:
+    """Utterances of a batch of raw audio, whose bins are samples, in a training configuration."""
+    return config["batch_bins"] // (frames * config["frontend_conf"]["hop_length"])
+
+
 def training(settings: Settings) -> Iterator[Comparison]:
     """A training step of the published configurations: encoder, CTC loss, gradients and AdamW, in their batches."""
     from espnet_lmu.encoder.parameters import build_encoder, published_configurations
@@ -250,7 +255,7 @@ def training(settings: Settings) -> Iterator[Comparison]:
         parameters = [*encoder.train().parameters(), *output.parameters()]
         optimizer = torch.optim.AdamW(parameters, **config["optim_conf"])
         frames = 200 if settings.quick else _LIBRISPEECH_FRAMES
-        batch = config["batch_bins"] // (frames * MEL_BINS)
+        batch = batch_utterances(config, frames)
         if device.type == "cpu":
             batch = min(batch, 2 if settings.quick else 4)  # hundreds of seconds would take minutes a step
         x, lengths = torch.randn(batch, frames, MEL_BINS, device=device), torch.full((batch,), frames, device=device)

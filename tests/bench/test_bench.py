@@ -1,17 +1,20 @@
 """`espnet-lmu bench`: its tables, its JSON, its errors, and what they are computed from."""
 
 import json
+import re
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
-from espnet_lmu.bench.cases import Comparison
+from espnet_lmu.bench.cases import Comparison, batch_utterances
 from espnet_lmu.bench.floor import Speed, count_operations
 from espnet_lmu.bench.peers import count_parameters, smallest_not_below
 from espnet_lmu.bench.report import as_dictionary, as_text
 from espnet_lmu.bench.timing import Timing, time_in_turns
 from espnet_lmu.bin.main import main
+from espnet_lmu.encoder.parameters import published_configurations
 from espnet_lmu.lmu import LMU
 
 
@@ -21,6 +24,13 @@ def test_calls_run_in_turns_with_another_one_first_each_round():
     timings = time_in_turns(calls, torch.device("cpu"), seconds=0.0)
     assert "".join(order) == "abc" + "abc" + "bca" + "cab"
     assert all(timing.low <= timing.median <= timing.high for timing in timings.values())
+
+
+def test_training_is_measured_in_the_batch_whose_memory_the_settings_tell():
+    for path in published_configurations():
+        text = path.read_text()
+        told, frames = map(int, re.search(r"--batch_size (\d+) --frames (\d+)", text).groups())
+        assert batch_utterances(yaml.safe_load(text), frames) == told
 
 
 def test_operations_of_the_loop_are_counted():
