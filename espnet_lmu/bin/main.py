@@ -36,7 +36,7 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the status is 0, 1 after a UserError, 2 after a wrong argument."""
+    """Run the command line; the status is 0, 1 after an error that has its line, 2 after a wrong argument."""
     argv = sys.argv[1:] if argv is None else argv
     command = next((word for word in argv if not word.startswith("-")), None)
     args = build_parser(command).parse_args(argv)
@@ -51,6 +51,10 @@ def main(argv: list[str] | None = None) -> int:
         # The reader (`head`, a closed pager) has what it wanted.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -122,7 +122,9 @@ def append_window(tokens: list[Token], window: list[Token], begin: float, end: f
     cut = min(clear, key=lambda place: abs(place - middle), default=middle)
     keep = first + sum(time < cut for time in left_times)
     skip = sum(time < cut for time in right_times)
-    tokens[keep:] = window[skip:]
+    # The two see the tokens at the cut some frames apart: these may not begin before what is kept has ended.
+    over = tokens[keep - 1].end if keep else 0.0
+    tokens[keep:] = [token._replace(start=max(token.start, over), end=max(token.end, over)) for token in window[skip:]]
 
 
 def group_words(tokens: list[Token], token_list: list[str], spell: Callable[[list[int]], str]) -> list[Word]:

@@ -87,6 +87,17 @@ def test_windows_that_agree_on_nothing_are_cut_in_the_middle():
     assert [(token.id, token.start) for token in left] == [(1, 0.0), (1, 6.0), (2, 8.0), (2, 11.0)]
 
 
+def test_times_do_not_go_back_at_a_seam():
+    left = [Token(1, 10.0, 10.04, 1.0), Token(2, 10.04, 10.08, 1.0)]
+    right = [Token(1, 9.96, 10.0, 1.0), Token(2, 10.0, 10.04, 1.0), Token(3, 10.9, 10.94, 1.0)]
+    append_window(left, right, 8.0, 12.0)
+    assert [(token.id, token.start, token.end) for token in left] == [
+        (1, 10.0, 10.04),
+        (2, 10.04, 10.04),
+        (3, 10.9, 10.94),
+    ]
+
+
 def _words(symbols: list[str], token_list: list[str]) -> list[tuple[str, float, float]]:
     tokens = [Token(token_list.index(symbol), i, i + 0.5, 1 / (i + 1)) for i, symbol in enumerate(symbols)]
     words = group_words(tokens, token_list, lambda ids: "".join(token_list[i] for i in ids).replace("▁", ""))
