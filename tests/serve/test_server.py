@@ -23,9 +23,12 @@ pytest.importorskip("uvicorn")
 client = pytest.importorskip("websockets.sync.client")
 from websockets.exceptions import ConnectionClosed, InvalidStatus  # noqa: E402
 
+PATIENCE = 600  # seconds: a machine may be slow, and busy
+
 
 def connect(server, rate: int = RATE, **options):
-    return client.connect(f"ws://{server.host}/captions?rate={rate}", compression=None, **options)
+    url = f"ws://{server.host}/captions?rate={rate}"
+    return client.connect(url, compression=None, open_timeout=PATIENCE, ping_interval=None, **options)
 
 
 def pcm(seconds: float, seed: int = 0) -> np.ndarray:
@@ -49,7 +52,7 @@ def send(socket, samples: np.ndarray, seed: int = 0) -> None:
 def receive(socket) -> tuple[str, dict]:
     """The text, and the last message."""
     stable, tail = "", ""
-    while (message := json.loads(socket.recv(timeout=60)))["kind"] != "end":
+    while (message := json.loads(socket.recv(timeout=PATIENCE)))["kind"] != "end":
         if message["kind"] == "text":
             stable, tail = stable + message["added"], message["tail"]
     return stable + tail, message
@@ -58,9 +61,9 @@ def receive(socket) -> tuple[str, dict]:
 def is_served(server, recognizer) -> bool:
     """Whether the server recognizes a recording as it should; it may be full for a moment."""
     samples = pcm(1.5, seed=9)
-    for _ in range(100):
+    for _ in range(10 * PATIENCE):
         with connect(server) as socket:
-            if json.loads(socket.recv(timeout=60))["kind"] == "ready":
+            if json.loads(socket.recv(timeout=PATIENCE))["kind"] == "ready":
                 send(socket, samples)
                 socket.send("end")
                 text, end = receive(socket)
@@ -168,7 +171,8 @@ def test_time_is_limited(limits, code, start, recognizer):
     with connect(server) as socket:
         socket.send(samples.tobytes())
         text, end = receive(socket)
-    assert end["code"] == code and "0.3 s" in end["message"] and text == text_of(recognizer, samples)
+    assert end["code"] == code and "0.3 s" in end["message"]
+    assert text in (text_of(recognizer, samples), "")  # nothing where the one message took longer than that
 
 
 def test_audio_at_another_rate_is_refused(start):
@@ -185,6 +189,7 @@ class StubRecognizer:
         self.name = name
         self.log = [] if log is None else log
         self.gate = threading.Event()
+        self.entered = threading.Event()
         self.children = []
 
     def another(self):
@@ -193,7 +198,8 @@ class StubRecognizer:
         return self.children[-1]
 
     def accept(self, samples) -> Partial:
-        self.gate.wait(60)
+        self.entered.set()
+        self.gate.wait(PATIENCE)
         if np.abs(samples).max() > 0.9:
             raise RuntimeError("a defect")
         self.log.append(self.name)
@@ -209,11 +215,10 @@ def test_clients_take_turns(start):
     with connect(server) as first, connect(server) as second:
         assert json.loads(first.recv()) == json.loads(second.recv()) == {"kind": "ready"}
         first.send(bytes(4 * RATE))
-        first.ping().wait()
-        time.sleep(0.3)  # until the one worker has the first piece
+        assert stub.children[0].entered.wait(PATIENCE)  # the one worker has the first piece
         second.send(bytes(2 * RATE))
-        second.ping().wait()
-        time.sleep(0.3)  # until the second client waits for it
+        for _ in range(20):  # rounds of the server's loop, until the second client waits for the worker
+            second.ping().wait(PATIENCE)
         stub.gate.set()
         for socket in (first, second):
             socket.send("end")
