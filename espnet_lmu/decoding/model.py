@@ -20,10 +20,16 @@ def load_asr_model(config_file: str | Path, model_file: str | Path, device: str 
         the ESPnetASRModel in evaluation mode; the Namespace of its configuration.
 
     Raises:
-        UserError: the weights are damaged or not the model's, or a file that the configuration names is missing.
+        UserError: the device is not there, the weights are damaged or not the model's, or a file that the configuration
+            names is missing.
     """
     ignore_espnets_warnings()
     import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device}: not to be had here ({str(error).splitlines()[0]})") from None
     from espnet2.tasks.asr import ASRTask
 
     logging.disable(logging.WARNING)  # that a CTC model has no decoder is no news

@@ -11,6 +11,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -188,10 +189,11 @@ class Recognizer:
         global _forked
         _forked = (self, windows)
         with ProcessPoolExecutor(nj, multiprocessing.get_context("fork"), initializer=_follow_parent) as pool:
-            futures: list[Future] = [pool.submit(_recognize_forked, batch) for batch in batches]
+            # A future keeps its result, so each goes when it has been handed on.
+            futures: deque[Future] = deque(pool.submit(_recognize_forked, batch) for batch in batches)
             try:
-                for batch, future in zip(batches, futures, strict=True):
-                    yield batch, future.result()
+                for batch in batches:
+                    yield batch, futures.popleft().result()
             except BrokenProcessPool:
                 raise UserError("a process was killed (out of memory?); run with a smaller --nj") from None
             finally:
@@ -274,12 +276,6 @@ def load_model(model: str | Path, device: str = "cpu") -> Recognizer:
         UserError: there is no such model, or its files are damaged or not what they should be; or it was trained on
             other features than this version computes.
     """
-    import torch
-
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {device}: not to be had here ({str(error).splitlines()[0]})") from None
     files = open_model(model)
     decoder = GreedyDecoder(files.config_file, files.model_file, device)
     if decoder.input_size not in (None, MEL_BINS):

@@ -1,5 +1,6 @@
 """Recordings of any length, rate and channel count, by a model that hears tones: no training, no ESPnet."""
 
+import gc
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from espnet_lmu.data.audio import read_audio
 from espnet_lmu.errors import UserError
 from espnet_lmu.recognition import recognizer as module
 from espnet_lmu.recognition.recognizer import OVERLAP, WINDOW, Recognizer, cut_windows
+from espnet_lmu.recognition.transcript import Token
 
 RATE = 16000
 HOP = 640
@@ -125,6 +127,14 @@ def test_recordings_keep_their_order_and_a_broken_one_stops_no_other(recognizer,
     assert [transcript.text for transcript in recognizer.transcribe(paths[:3])] == texts[:3]
     with pytest.raises(UserError, match="absent.wav"):
         recognizer.transcribe(paths[18:])
+
+
+def test_memory_does_not_grow_with_the_number_of_recordings(recognizer, tmp_path):
+    soundfile.write(tmp_path / "a.wav", _speak(_tokens(50)), RATE)  # 20 s, of which six are a batch
+    for number, transcript in enumerate(recognizer.transcribe_all([tmp_path / "a.wav"] * 40, nj=2)):
+        assert len(transcript.words) == 50
+        if number == 39:
+            assert 50 <= sum(isinstance(item, Token) for item in gc.get_objects()) < 10 * 50
 
 
 def test_short_and_wrong_input(recognizer):
