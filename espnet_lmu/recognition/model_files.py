@@ -225,6 +225,10 @@ def open_model(model: str | Path) -> ModelFiles:
     elif not path.is_dir():
         if not HUB_ID.fullmatch(str(model)):
             raise UserError(f"{model}: no such file or folder; give an experiment, a packed model or USER/NAME")
+        if path.parent.is_dir():
+            raise UserError(
+                f"{model}: no such file or folder in {path.parent}, which is not taken for a user of the hub"
+            )
         path = _download(str(model))
     # What does not lie here as a folder must be a packed model; an experiment's configuration is trusted.
     if path != Path(model) or (path / META).exists():

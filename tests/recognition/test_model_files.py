@@ -203,8 +203,12 @@ def test_damage_is_found(packed, tmp_path):
             open_model(packed)
 
 
-def test_what_is_no_model_is_named(tmp_path):
+def test_what_is_no_model_is_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no such file or folder; give an experiment"):
         open_model(tmp_path / "absent.zip")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "exp").mkdir()
+    with pytest.raises(UserError, match="exp/mistyped: no such file or folder in exp"):
+        open_model("exp/mistyped")
     with pytest.raises(UserError, match="no config.yaml: neither an experiment's folder nor a packed model"):
         open_model(tmp_path)

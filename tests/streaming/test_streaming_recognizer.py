@@ -14,28 +14,46 @@ from espnet_lmu.streaming import StreamingRecognizer
 from espnet_lmu.streaming.recognizer import GreedyText
 
 
-def offline(model: tuple, samples: np.ndarray, chunk: int) -> str:
+def offline(model: tuple, samples: np.ndarray, chunk: int) -> tuple[str, torch.Tensor]:
+    """The text, and what the encoder gave CTC for it, (T, D)."""
     decoder = GreedyDecoder(*model)
     decoder.model.encoder.attention_chunk = chunk
+    encoded = given_to(decoder.model.ctc, "log_softmax")
+    nothing = torch.zeros(0, decoder.model.encoder.output_size())
     if decoder.input_size is not None and len(samples) < 400:
-        return ""
-    return decoder.decode([samples if decoder.input_size is None else fbank(samples, RATE)])[0].text
+        return "", nothing
+    text = decoder.decode([samples if decoder.input_size is None else fbank(samples, RATE)])[0].text
+    return text, encoded[0][0] if encoded else nothing
+
+
+def given_to(ctc: torch.nn.Module, name: str) -> list[torch.Tensor]:
+    """The outputs of the encoder that a method of the CTC module is given from now on, (B, T, D) each."""
+    method, given = getattr(ctc, name), []
+
+    def listen(encoded):
+        given.append(encoded)
+        return method(encoded)
+
+    setattr(ctc, name, listen)
+    return given
 
 
 @pytest.mark.parametrize("kind", ["raw_model", "fbank_model"])
-def test_any_cut_gives_the_text_of_the_whole(kind, request):
+def test_any_cut_gives_the_output_and_the_text_of_the_whole(kind, request):
     model = request.getfixturevalue(kind)
     samples = make_audio(23.7)
     recognizer = StreamingRecognizer(*model)
     assert (recognizer.fs, recognizer.chunk) == (RATE, 2)
+    encoded = given_to(recognizer._decoder.model.ctc, "argmax")
     generator = random.Random(0)
     for chunk in (8, 2, 100):
-        wanted = offline(model, samples, chunk)
+        wanted, wanted_encoded = offline(model, samples, chunk)
         assert len(wanted.split()) > 5
         recognizer = recognizer.another(chunk * 0.04)
         assert recognizer.chunk == chunk
         for sizes in [random_pieces(len(samples), generator) for _ in range(3)] + [[160] * 2370, [len(samples)]]:
             recognizer.reset()
+            encoded.clear()
             before, taken = recognizer.accept(np.zeros(0, dtype=np.float32)), 0
             for piece in cut(samples, sizes):
                 taken += len(piece)
@@ -46,6 +64,7 @@ def test_any_cut_gives_the_text_of_the_whole(kind, request):
                 before = partial
             final = recognizer.finish()
             assert final.text == final.stable == wanted
+            torch.testing.assert_close(torch.cat(encoded, 1)[0], wanted_encoded, rtol=0, atol=1e-5)
             assert recognizer.finish() == final
 
 
@@ -114,7 +133,7 @@ def test_recordings_of_almost_nothing(kind, length, request):
     recognizer = StreamingRecognizer(*model)
     samples = make_audio(length / RATE)
     recognizer.accept(samples)
-    assert recognizer.finish().text == offline(model, samples, 2)
+    assert recognizer.finish().text == offline(model, samples, 2)[0]
 
 
 def test_models_that_cannot_stream_say_why(tmp_path):
