@@ -265,7 +265,8 @@ def check_data_dir(
     stopping = {kind: found for kind, found in findings.items() if found and policies[kind] == "stop"}
     dropped = {key for kind, found in findings.items() if policies[kind] == "drop" for key in found}
     kept = [key for key in sorted(audio) if key in seconds and key not in dropped]
-    report(directory, findings, policies, {key: seconds[key] for key in kept}, fs)
+    earlier = dropped_earlier(directory, set().union(*tables.values()))
+    report(directory, findings, policies, {key: seconds[key] for key in kept}, fs, earlier)
     if stopping:
         return stopping
     if not kept:
@@ -283,11 +284,35 @@ def check_data_dir(
     return {}
 
 
-def report(directory: Path, findings: Findings, policies: dict[str, str], kept: dict[str, float], fs: int) -> None:
+def dropped_earlier(directory: Path, utterances: set[str]) -> Findings:
+    """What earlier checks, by ``DIR/check.json``, dropped and nobody has brought back among `utterances`."""
+    path = directory / "check.json"
+    if not path.exists():
+        return {}
+    last = json.loads(path.read_text(encoding="utf-8"))
+    dropped = {kind: dict(found) for kind, found in last.get("dropped_earlier", {}).items()}
+    for kind, entry in last["findings"].items():
+        if entry["policy"] == "drop":
+            dropped[kind] = {**dropped.get(kind, {}), **entry["utterances"]}
+    absent = {
+        kind: {key: text for key, text in found.items() if key not in utterances} for kind, found in dropped.items()
+    }
+    return {kind: found for kind, found in absent.items() if found}
+
+
+def report(
+    directory: Path,
+    findings: Findings,
+    policies: dict[str, str],
+    kept: dict[str, float],
+    fs: int,
+    earlier: Findings,
+) -> None:
     """Print a table of what was found and write all of it to ``DIR/check.json``.
 
     Args:
         kept: seconds of the utterances that stay.
+        earlier: what earlier checks dropped.
     """
     found = {kind: utterances for kind, utterances in findings.items() if utterances}
     summary = {
@@ -298,16 +323,20 @@ def report(directory: Path, findings: Findings, policies: dict[str, str], kept: 
             kind: {"count": len(found), "policy": policies[kind], "meaning": KINDS[kind].meaning, "utterances": found}
             for kind, found in findings.items()
         },
+        "dropped_earlier": earlier,
     }
     with atomic_open(directory / "check.json") as stream:
         json.dump(summary, stream, indent=1, ensure_ascii=False)
-    print(f"{directory}: {len(kept)} utterances, {sum(kept.values()) / 3600:.2f} h{'' if found else ', nothing found'}")
-    if not found:
+    nothing = ", nothing new found" if earlier else ", nothing found"
+    print(f"{directory}: {len(kept)} utterances, {sum(kept.values()) / 3600:.2f} h{'' if found else nothing}")
+    if not found and not earlier:
         return
     print(f"  {'kind':<18} {'count':>7}  policy  first ones (all: {directory}/check.json)")
-    for kind, utterances in found.items():
+    rows = [(kind, utterances, policies[kind], "") for kind, utterances in found.items()]
+    rows += [(kind, utterances, "drop", "in earlier runs: ") for kind, utterances in earlier.items()]
+    for kind, utterances, policy, when in rows:
         first = [f"{key} ({text})" if text else key for key, text in list(sorted(utterances.items()))[:_OFFENDERS]]
-        print(f"  {kind:<18} {len(utterances):>7}  {policies[kind]:<6}  {KINDS[kind].meaning}: {', '.join(first)}")
+        print(f"  {kind:<18} {len(utterances):>7}  {policy:<6}  {when}{KINDS[kind].meaning}: {', '.join(first)}")
 
 
 def stop_message(stopping: dict[Path, Findings]) -> str:
@@ -367,7 +396,7 @@ def check_formatted(directory: Path, fs: int, policies: dict[str, str], transcri
     durations = read_durations(directory, fs)
     findings = transcripts.check(read_table(directory / "text"), durations)
     policies = {kind: "stop" if policy == "stop" else "keep" for kind, policy in policies.items()}
-    report(directory, findings, policies, durations, fs)
+    report(directory, findings, policies, durations, fs, {})
     return {kind: found for kind, found in findings.items() if found and policies[kind] == "stop"}
 
 

@@ -83,6 +83,33 @@ def test_each_fault_is_found_alone_and_stopped_or_dropped(data_set, kind):
     assert run_check(directory)[1] == {}
 
 
+def test_what_earlier_runs_dropped_stays_in_the_report_until_it_is_back(data_set, capsys):
+    directory = data_set("train", 5)
+    damage(directory, "silent")
+    lines = {name: (directory / name).read_text() for name in ("wav.scp", "text", "utt2spk")}
+    run_check(directory)
+    os.unlink(read_table(directory / "wav.scp")["spk1-003"])
+    assert list(run_check(directory, "missing=drop")[1]) == ["missing"]
+    capsys.readouterr()
+    for _ in range(2):
+        assert run_check(directory)[1] == {}
+        printed = capsys.readouterr().out
+        assert "3 utterances, 0.00 h, nothing new found" in printed
+        assert re.search("silent +1  drop    in earlier runs: silence.*: spk0-002", printed)
+        earlier = json.loads((directory / "check.json").read_text())["dropped_earlier"]
+        assert {kind: list(found) for kind, found in earlier.items()} == {
+            "silent": ["spk0-002"],
+            "missing": ["spk1-003"],
+        }
+    # A data directory that is made anew has both again.
+    for name, text in lines.items():
+        (directory / name).write_text(text)
+    rewrite_audio(directory, "spk0-002", tone_words(["LOW"]))
+    assert list(run_check(directory, "missing=drop")[1]) == ["missing"]
+    assert "in earlier runs" not in capsys.readouterr().out
+    assert json.loads((directory / "check.json").read_text())["dropped_earlier"] == {}
+
+
 @pytest.mark.parametrize(("kind", "table"), [("duplicate", "text"), ("overshoot", "segments")])
 def test_fixes(data_set, kind, table):
     directory = data_set("train", 5)
