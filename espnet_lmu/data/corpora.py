@@ -150,7 +150,9 @@ def read_part(corpus: Corpus, root: Path, part: str) -> dict[str, dict[str, str]
     """Tables of one part of the corpus in the folder `root`."""
     folder = corpus.folder.format(part=part)
     if not (root / folder).is_dir():
-        raise UserError(f"{root / folder}: no such folder; give the folder of {corpus.title} that has {folder} in it")
+        # From where a relative path starts, the recipe's folder, is not where the user is.
+        path = os.path.abspath(root / folder)
+        raise UserError(f"{path}: no such folder; give the folder of {corpus.title} that has {folder} in it")
     try:
         manifests = corpus.read(root, part, len(os.sched_getaffinity(0)))
     except (OSError, ValueError, LookupError, AssertionError, RuntimeError) as error:

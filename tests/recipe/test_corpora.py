@@ -62,6 +62,12 @@ def test_missing_part_and_missing_transcripts_are_one_line(librispeech):
     assert not (librispeech.parent / "data").exists()
 
 
+def test_relative_folder_is_named_from_the_root(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIBRISPEECH", "corpora/LibriSpeech")
+    result = run_module("espnet_lmu.data.corpora", "librispeech", "dev", cwd=tmp_path)
+    assert f"error: {tmp_path}/corpora/LibriSpeech/dev-clean: no such folder" in one_line_error(result)
+
+
 def test_download_of_a_part_that_does_not_exist_is_one_line(tmp_path):
     result = run_module("espnet_lmu.data.corpora", "librispeech", "train_cleam_100", cwd=tmp_path)
     assert "train-cleam-100: no parts of LibriSpeech" in one_line_error(result)
