@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from recipe_tools import ASR_SH, make_set, one_line_error
 
-from espnet_lmu.data.kaldi_dir import read_table
+from espnet_lmu.data.kaldi_dir import read_table, write_table
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,18 @@ from espnet_lmu.data.kaldi_dir import read_table
 )
 def test_mistakes_are_one_line(recipe, arguments, message):
     assert message in one_line_error(recipe.run(*arguments))
+
+
+def test_training_data_that_cannot_be_split_are_one_line(recipe):
+    stats, data = recipe.directory / "exp" / "asr_stats_raw_bpe30", recipe.directory / "dump" / "raw" / "train"
+    for path in (data / "wav.scp", data / "text", stats / "train" / "speech_shape", stats / "train" / "text_shape.bpe"):
+        write_table(path, {"a": "1", "b": "2"})
+    (stats / ".stamp").touch()
+    message = one_line_error(recipe.run("--stage", "11", "--num_splits_asr", "3"))
+    assert (
+        "stage 11: --num_splits_asr 3: splitting dump/raw/train failed: RuntimeError: The number of lines " in message
+    )
+    assert (recipe.directory / message.split("(log: ")[1].rstrip(")")).exists() and not (stats / "splits3").exists()
 
 
 def test_python_without_the_packages_is_named_before_any_work(recipe):

@@ -434,8 +434,13 @@ if runs 11; then
         splits=${asr_stats_dir}/splits${num_splits_asr}
         if "${first_launch}" && [ ! -d "${splits}" ]; then
             rm -rf "${splits}.unfinished"
+            mkdir -p "${splits}.unfinished"
+            logged=0
             "${python}" -m espnet2.bin.split_scps --num_splits "${num_splits_asr}" --output_dir "${splits}.unfinished" \
-                --scps "${data_feats}/${train_set}"/{"${speech_scp}",text} "${train_shapes[@]}" 2>&1 | tail -n 1
+                --scps "${data_feats}/${train_set}"/{"${speech_scp}",text} "${train_shapes[@]}" \
+                >"${splits}.unfinished/split.log" 2>&1 ||
+                die "stage 11: --num_splits_asr ${num_splits_asr}: splitting ${data_feats}/${train_set} failed:" \
+                    "$(what_failed "${splits}.unfinished/split.log") (log: ${splits}.unfinished/split.log)"
             mv "${splits}.unfinished" "${splits}"
         fi
         data_in train "${splits}"
