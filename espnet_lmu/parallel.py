@@ -233,6 +233,9 @@ def map_pieces(
         hopeless += [piece for piece in todo if piece.why()[0]]
         todo = [piece for piece in todo if piece not in hopeless]
     if failed := hopeless + todo:
-        reasons = shorten([f"{piece.name}: {piece.why()[1]}" for piece in failed])
-        raise UserError(f"{len(failed)} of {len(pieces)} pieces failed: {reasons} (logs: {directory})")
+        reasons: dict[str, list[str]] = {}
+        for piece in failed:
+            reasons.setdefault(piece.why()[1], []).append(piece.name)
+        what = shorten([f"{shorten(names)}: {reason}" for reason, names in reasons.items()])
+        raise UserError(f"{len(failed)} of {len(pieces)} pieces failed: {what} (logs: {directory})")
     return {name: pickle.loads(path.read_bytes()) for name, path in results.items()}

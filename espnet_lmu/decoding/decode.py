@@ -75,8 +75,10 @@ def _espnet_decoder(args: argparse.Namespace, nj: int) -> Decode:
         args.decode_dir / name,
         args.inference_config,
         arguments,
-        nj,
         min(args.ngpu, 1),
+        nj=nj,
+        cmd=args.cmd,
+        slurm_config=args.slurm_config,
     )
 
 

@@ -65,6 +65,21 @@ def read_train_config(path: Path) -> dict:
     return settings
 
 
+def pieces_folder(output_dir: Path, files: list[Path], *depends: object) -> Path:
+    """Where below `output_dir` pieces wait for the others; the folders of pieces that depend on others are removed.
+
+    Args:
+        files: that the pieces are computed from.
+        depends: what else they depend on, with a `repr` that says all of it.
+    """
+    states = [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+    folder = output_dir / "pieces" / hashlib.sha256(repr((states, depends)).encode()).hexdigest()[:16]
+    for other in (output_dir / "pieces").glob("*"):
+        if other != folder:
+            shutil.rmtree(other)
+    return folder
+
+
 def _decode_piece(decode: Callable, files: ModelFiles, batches: list[Batch]) -> list[dict[str, Hypothesis]]:
     return decode(load_decoder(files), batches)
 
@@ -105,13 +120,7 @@ def decode_set(
     # More than processes, so that they end together; but each process on a GPU, and each job, loads the model.
     number = min(len(batches), nj if files.device != "cpu" or cmd != "local" else 8 * nj)
     groups = [batches[i::number] for i in range(number)]
-    # Pieces of another model, of other settings or data are of no use.
-    state = files.model_file.stat()
-    depends = (decode, files, state.st_mtime_ns, state.st_size, groups)
-    pieces_dir = output_dir / "pieces" / hashlib.sha256(repr(depends).encode()).hexdigest()[:16]
-    for other in (output_dir / "pieces").glob("*"):
-        if other != pieces_dir:
-            shutil.rmtree(other)
+    pieces_dir = pieces_folder(output_dir, [files.model_file], decode, files, groups)
 
     # CUDA does not survive a fork: there each process loads the model.
     prepare = functools.partial(load_decoder, files) if files.device == "cpu" else _nothing

@@ -1,21 +1,21 @@
-"""ESPnet's beam search (``espnet2.bin.asr_inference``) over a data directory, split over several processes."""
+"""ESPnet's beam search (``espnet2.bin.asr_inference``) over a data directory, in pieces (`espnet_lmu.parallel`)."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shlex
-import subprocess
-import sys
-import time
+import shutil
 from pathlib import Path
 
-import yaml
-
-from espnet_lmu.data.files import shorten
+from espnet_lmu.data.files import read_yaml, shorten
 from espnet_lmu.data.kaldi_dir import read_table, write_table
-from espnet_lmu.decoding.pieces import read_inputs, read_train_config
+from espnet_lmu.decoding.pieces import pieces_folder, read_inputs, read_train_config
 from espnet_lmu.decoding.results import FILES, Hypothesis
 from espnet_lmu.errors import UserError
+from espnet_lmu.hook import ignore_espnets_warnings
+from espnet_lmu.parallel import map_pieces
 
 _KINDS = {"wav.scp": "sound", "feats.scp": "kaldi_ark"}
 _SHORTEST = 0.025  # seconds: one analysis window; asr_inference stops with an error at half of it
@@ -32,8 +32,35 @@ def _check_ctc_weight(train_config: dict, inference_config: dict, arguments: lis
         raise UserError(f"ctc_weight {weight}: this model has CTC only; decode it with ctc_weight 1.0")
 
 
-def _read_log(log: Path) -> str:
-    return log.read_text(encoding="utf-8", errors="replace")
+def _import_asr_inference() -> None:
+    ignore_espnets_warnings()
+    from espnet2.bin import asr_inference  # noqa: F401
+
+    from espnet_lmu.lmu.products import use_fast_products
+
+    use_fast_products()
+
+
+def search_piece(arguments: list[str], output: Path) -> dict[str, Hypothesis]:
+    """Hypotheses of asr_inference with these command-line arguments; its files stay in `output`.
+
+    Raises:
+        UserError: it does not take the arguments.
+    """
+    _import_asr_inference()
+    from espnet2.bin import asr_inference
+
+    command = [*arguments, "--output_dir", str(output)]
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            asr_inference.get_parser().parse_args(command)
+    except SystemExit:
+        reason = " ".join(complaint.getvalue().rpartition("error: ")[2].split())
+        raise UserError(f"asr_inference: {reason}; correct --inference_args or the --inference_config") from None
+    asr_inference.main(cmd=command)
+    tables = {name: read_table(output / "1best_recog" / name) for name in FILES}
+    return {key: Hypothesis(**{name: tables[name].get(key, "") for name in FILES}) for key in tables["score"]}
 
 
 def decode_beam(
@@ -41,22 +68,32 @@ def decode_beam(
     config_file: Path,
     model_file: Path,
     output_dir: Path,
-    inference_config: Path | None,
+    inference_config: Path,
     arguments: str,
-    nj: int,
     ngpu: int,
+    *,
+    nj: int,
+    **parallel,
 ) -> dict[str, Hypothesis]:
-    """Run asr_inference in `nj` processes; their files and logs stay in ``output_dir/logdir``.
+    """Run asr_inference on parts of a formatted data directory; its files and logs stay in ``output_dir/logdir``.
 
     Args:
+        output_dir: below it unfinished pieces stay after a kill, for the next call.
         inference_config: ESPnet's decoding options as YAML.
         arguments: further command-line arguments of asr_inference.
+        nj, parallel: of `map_pieces`.
+
+    Raises:
+        UserError: options that asr_inference or the model does not take, or pieces that failed.
     """
     from tqdm import tqdm
 
     train_config = read_train_config(config_file)
-    settings = yaml.safe_load(inference_config.read_text(encoding="utf-8")) or {} if inference_config else {}
-    extra = shlex.split(arguments)
+    settings = read_yaml(inference_config)
+    try:
+        extra = shlex.split(arguments)
+    except ValueError as error:
+        raise UserError(f"--inference_args {arguments}: {error}") from None
     _check_ctc_weight(train_config, settings, extra)
 
     scp, table, durations = read_inputs(data_dir, train_config)
@@ -66,45 +103,37 @@ def decode_beam(
     if short:
         print(f"{data_dir.name}: {len(short)} utterances are too short for the model, no words: {shorten(short)}")
 
-    logdir = output_dir / "logdir"
-    nj = max(1, min(nj, len(keys)))
-    jobs = []
-    for job in range(nj):
-        part = keys[len(keys) * job // nj : len(keys) * (job + 1) // nj]
-        key_file, log = logdir / f"keys.{job + 1}.scp", logdir / f"asr_inference.{job + 1}.log"
-        output = logdir / f"output.{job + 1}"
+    command = ["--ngpu", str(ngpu), "--data_path_and_name_and_type", f"{data_dir / scp},speech,{_KINDS[scp]}"]
+    command += ["--asr_train_config", str(config_file), "--asr_model_file", str(model_file)]
+    command += ["--config", str(inference_config), *extra]
+    # More than processes, so that they end together and a kill costs little; but each loads the model.
+    number = min(len(keys), 4 * nj)
+    parts = [keys[len(keys) * i // number : len(keys) * (i + 1) // number] for i in range(number)]
+    named = [Path(word) for word in [*extra, *map(str, settings.values())] if os.path.isfile(word)]  # LMs, say
+    folder = pieces_folder(output_dir, [config_file, model_file, *named], command, settings, table, parts)
+    pieces, sizes = {}, {}
+    for i, part in enumerate(parts, 1):
+        key_file, name = folder / f"keys.{i}.scp", f"asr_inference.{i}"
         write_table(key_file, dict.fromkeys(part, "-"))
-        command = [sys.executable, "-m", "espnet_lmu.run", "-m", "espnet2.bin.asr_inference", "--ngpu", str(ngpu)]
-        command += ["--data_path_and_name_and_type", f"{data_dir / scp},speech,{_KINDS[scp]}"]
-        command += ["--key_file", str(key_file), "--output_dir", str(output)]
-        command += ["--asr_train_config", str(config_file), "--asr_model_file", str(model_file)]
-        command += ["--config", str(inference_config)] if inference_config else []
-        with open(log, "w", encoding="utf-8") as stream:
-            # A process each: torch's own threads would compete with them.
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            process = subprocess.Popen([*command, *extra], stdout=stream, stderr=subprocess.STDOUT, env=environment)
-        jobs.append((process, log, output / "1best_recog"))
-    try:
-        with tqdm(desc=f"decode {data_dir.name}", total=len(keys), unit="utt", dynamic_ncols=True) as bar:
-            while True:
-                running = [process for process, _, _ in jobs if process.poll() is None]
-                # asr_inference logs this line once an utterance
-                done = sum(_read_log(log).count("speech length:") for _, log, _ in jobs)
-                bar.update(min(done, len(keys)) - bar.n)
-                if not running:
-                    break
-                time.sleep(1)
-    finally:
-        for process, _, _ in jobs:
-            if process.poll() is None:
-                process.terminate()
-    for process, log, _ in jobs:
-        if process.returncode:
-            lines = _read_log(log).strip().splitlines()
-            raise UserError(f"asr_inference failed: {lines[-1] if lines else 'no message'} (log: {log})")
-
-    for _, _, directory in jobs:
-        tables = {name: read_table(directory / name) for name in FILES}
-        for key in tables["score"]:
-            hypotheses[key] = Hypothesis(**{name: tables[name].get(key, "") for name in FILES})
+        pieces[name] = ([*command, "--key_file", str(key_file)], folder / f"output.{i}")
+        sizes[name] = len(part)
+    if not ngpu:
+        # CUDA does not survive a fork, and ESPnet asks for GPUs as it is imported: there each process does that.
+        parallel["prepare"] = _import_asr_inference
+    with tqdm(desc=f"decode {data_dir.name}", total=len(keys), unit="utt", dynamic_ncols=True) as bar:
+        results = map_pieces(
+            search_piece,
+            pieces,
+            directory=folder,
+            nj=nj,
+            advance=lambda name: bar.update(sizes[name]),
+            **parallel,
+        )
+    for result in results.values():
+        hypotheses |= result
+    for path in folder.glob("*.pickle"):
+        path.unlink()
+    shutil.rmtree(output_dir / "logdir", ignore_errors=True)
+    os.replace(folder, output_dir / "logdir")
+    shutil.rmtree(output_dir / "pieces")
     return hypotheses

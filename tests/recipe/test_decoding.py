@@ -1,6 +1,7 @@
 """Greedy CTC: the best path, settings, and weights that must be the model's. The decoder itself: test_recipe.py."""
 
-import sys
+import argparse
+from pathlib import Path
 from types import SimpleNamespace
 
 import kaldiio
@@ -10,8 +11,10 @@ import soundfile
 import torch
 
 from espnet_lmu.data.kaldi_dir import read_table, write_table
+from espnet_lmu.decoding.decode import _make_decoder
 from espnet_lmu.decoding.greedy import best_path, load_input
 from espnet_lmu.decoding.model import check_parameters
+from espnet_lmu.decoding.results import FILES, Hypothesis
 from espnet_lmu.decoding.search import _check_ctc_weight, decode_beam
 from espnet_lmu.decoding.settings import read_settings
 from espnet_lmu.errors import UserError
@@ -113,11 +116,115 @@ def test_input_that_the_model_was_not_trained_on_is_refused(tmp_path):
         load_input(str(tmp_path / "nowhere.ark:3"), SimpleNamespace(input_size=80))
 
 
-def test_failed_search_names_its_log(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    write_table(tmp_path / "wav.scp", {"u": "u.wav"})
-    write_table(tmp_path / "utt2num_samples", {"u": "16000"})
+class FakeSearch:
+    """In place of ESPnet's asr_inference, whose import takes 13 s: same arguments, same files.
+
+    A line of `calls` has the utterances of a call; while the file `broken` exists, the call that has u5 fails.
+    """
+
+    def __init__(self, directory):
+        self.directory, self.broken = directory, directory / "broken"
+
+    def get_parser(self):
+        parser = argparse.ArgumentParser()
+        for name in ("ngpu", "data_path_and_name_and_type", "asr_train_config", "asr_model_file", "config"):
+            parser.add_argument(f"--{name}", required=True)
+        for name in ("key_file", "output_dir", "beam_size"):
+            parser.add_argument(f"--{name}")
+        return parser
+
+    def main(self, cmd):
+        args = self.get_parser().parse_args(cmd)
+        keys = read_table(args.key_file)
+        with open(self.directory / "calls", "a") as stream:
+            stream.write(" ".join(keys) + "\n")
+        if "u5" in keys and self.broken.exists():
+            raise RuntimeError("out of luck")
+        for name in FILES:
+            values = {key: f"{name} of {key}, beam {args.beam_size}" for key in keys}
+            write_table(Path(args.output_dir) / "1best_recog" / name, values)
+
+    def calls(self):
+        return sorted((self.directory / "calls").read_text().splitlines())
+
+
+@pytest.fixture
+def search(tmp_path, monkeypatch):
+    """A fake search, with 10 utterances, one of them too short, in ``raw/test`` and a model of no weights."""
+    import espnet2.bin
+
+    fake = FakeSearch(tmp_path)
+    monkeypatch.setattr(espnet2.bin, "asr_inference", fake, raising=False)
+    lengths = {f"u{i}": "16000" for i in range(9)} | {"short": "100"}
+    write_table(tmp_path / "raw" / "test" / "wav.scp", {key: f"{key}.wav" for key in lengths})
+    write_table(tmp_path / "raw" / "test" / "utt2num_samples", lengths)
     (tmp_path / "config.yaml").write_text("decoder: transformer\n")
-    arguments = (tmp_path, tmp_path / "config.yaml", tmp_path / "x.pth", tmp_path / "out", None, "", 1, 0)
-    with pytest.raises(UserError, match=r"asr_inference failed: .*\(log: .*asr_inference.1.log\)"):
-        decode_beam(*arguments)
+    (tmp_path / "beam.yaml").write_text("nbest: 1\n")
+    (tmp_path / "x.pth").write_text("")
+    return fake
+
+
+def decode(directory, arguments="", nj=2):
+    files = (directory / "config.yaml", directory / "x.pth", directory / "out", directory / "beam.yaml")
+    return decode_beam(directory / "raw" / "test", *files, arguments, 0, nj=nj)
+
+
+def test_search_tries_a_failed_piece_again_and_a_second_run_does_what_is_missing(search, tmp_path):
+    search.broken.touch()
+    with pytest.raises(UserError, match=r"1 of 8 pieces failed: asr_inference.6: out of luck \(logs: .*pieces/"):
+        decode(tmp_path)
+    assert len(search.calls()) == 9 and search.calls().count("u5") == 2
+    search.broken.unlink()
+    hypotheses = decode(tmp_path)
+    assert len(search.calls()) == 10 and search.calls().count("u5") == 3
+    assert hypotheses.pop("short") == Hypothesis()
+    assert hypotheses == {f"u{i}": Hypothesis(*(f"{name} of u{i}, beam None" for name in FILES)) for i in range(9)}
+    # What asr_inference wrote stays, as in ESPnet's recipes.
+    logdir = tmp_path / "out" / "logdir"
+    tables = [read_table(logdir / f"output.{i}" / "1best_recog" / "text") for i in range(1, 9)]
+    assert sorted(key for table in tables for key in table) == sorted(hypotheses)
+    assert (logdir / "asr_inference.8.log").exists() and list((tmp_path / "out").iterdir()) == [logdir]
+
+
+@pytest.mark.parametrize("changed", ["arguments", "settings", "weights", "LM", "audio"])
+def test_pieces_of_a_search_with_anything_else_are_not_taken(search, tmp_path, changed):
+    (tmp_path / "lm.pth").write_text("")
+    (tmp_path / "beam.yaml").write_text(f"lm_file: {tmp_path}/lm.pth\n")
+    search.broken.touch()
+    with pytest.raises(UserError):
+        decode(tmp_path, nj=1)
+    search.broken.unlink()
+    if changed == "audio":
+        table = read_table(tmp_path / "raw" / "test" / "wav.scp")
+        write_table(tmp_path / "raw" / "test" / "wav.scp", {**table, "u0": "other.wav"})
+    elif changed != "arguments":
+        file = {"settings": "beam.yaml", "weights": "x.pth", "LM": "lm.pth"}[changed]
+        (tmp_path / file).write_text((tmp_path / file).read_text() + "penalty: 1\n")
+    before = len(search.calls())
+    hypotheses = decode(tmp_path, "--beam_size 3" if changed == "arguments" else "", nj=1)
+    assert len(search.calls()) == before + 4
+    assert hypotheses["u0"].text.endswith("beam 3" if changed == "arguments" else "beam None")
+
+
+def test_arguments_that_the_search_does_not_take_are_one_line_and_not_tried_twice(search, tmp_path, capsys):
+    with pytest.raises(UserError) as caught:
+        decode(tmp_path, "--beem_size 3")
+    reason = "asr_inference: unrecognized arguments: --beem_size 3; correct --inference_args or the --inference_config"
+    names = "asr_inference.1, asr_inference.2, asr_inference.3 and 5 more"
+    assert str(caught.value).startswith(f"8 of 8 pieces failed: {names}: {reason} (logs: ")
+    assert not (tmp_path / "calls").exists() and "tried again" not in capsys.readouterr().out
+    with pytest.raises(UserError, match='--inference_args --beam_size "3: No closing quotation'):
+        decode(tmp_path, '--beam_size "3')
+
+
+def test_stage_12_takes_the_search_to_slurm(search, tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    args = SimpleNamespace(
+        **{"inference_config": tmp_path / "beam.yaml", "inference_args": "", "lm_file": None, "ngpu": 0, "nj": 2},
+        **{"asr_train_config": tmp_path / "config.yaml", "asr_model_file": tmp_path / "x.pth"},
+        **{"data_feats": tmp_path / "raw", "decode_dir": tmp_path / "out"},
+        **{"cmd": "slurm", "slurm_config": tmp_path / "slurm.yaml"},
+    )
+    with pytest.raises(UserError, match="--cmd slurm: there is no sbatch here"):
+        _make_decoder(read_settings(args.inference_config), args)("test")
