@@ -9,6 +9,7 @@ import pytest
 import torch
 from espnet.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from espnet2.asr.ctc import CTC
+from weights import draw_attention
 
 from espnet_lmu import LMUEncoder
 from espnet_lmu.bin import main
@@ -21,7 +22,7 @@ SMALL = {"output_size": 16, "num_blocks": 2, "memory_size": 6, "theta": 12.0, "a
 
 def make_encoder(**options) -> LMUEncoder:
     torch.manual_seed(0)
-    return LMUEncoder(20, **{**SMALL, **options}).eval()
+    return draw_attention(LMUEncoder(20, **{**SMALL, **options})).eval()
 
 
 def set_up_conditioning(encoder: LMUEncoder, vocab_size: int = 7) -> CTC:
@@ -71,6 +72,17 @@ def test_padding_changes_nothing(options):
         assert alone_length.item() == out_lengths[index].item() == alone.size(1)
         torch.testing.assert_close(out[index, : alone.size(1)], alone[0], rtol=1e-4, atol=1e-5)
         assert not out[index, alone.size(1) :].any()
+
+
+def test_attention_starts_at_zero_and_grows():
+    """A new encoder computes what one without attention does, and its attention has a gradient."""
+    encoder = LMUEncoder(20, **SMALL, dropout_rate=0.0)
+    without = LMUEncoder(20, **SMALL, dropout_rate=0.0, use_attention=False)
+    without.load_state_dict({name: encoder.state_dict()[name] for name in without.state_dict()})
+    x, lengths = torch.randn(2, 30, 20), torch.tensor([30, 21])
+    torch.testing.assert_close(encoder(x, lengths)[0], without(x, lengths)[0], rtol=0, atol=0)
+    encoder(x, lengths)[0].square().mean().backward()
+    assert all(layer.attention.out.weight.grad.abs().max() > 0 for layer in encoder.layers)
 
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
