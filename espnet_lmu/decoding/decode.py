@@ -96,7 +96,8 @@ def _make_decoder(settings: dict, args: argparse.Namespace) -> Decode:
     from espnet_lmu.decoding.greedy import decode_greedy
     from espnet_lmu.decoding.pieces import ModelFiles, decode_set
 
-    if args.ngpu and not torch.cuda.is_available():
+    # Not is_available(): it starts CUDA, which then does not survive the fork of the pieces.
+    if args.ngpu and not torch.cuda.device_count():
         raise UserError("no usable GPU here; decode with --ngpu 0")
     if nj > 1:
         torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
