@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 from recipe_tools import make_set, one_line_error, tone_words
 
 from espnet_lmu.data.audio import read_audio
@@ -47,15 +48,21 @@ def test_from_audio_to_error_rates(recipe, monkeypatch):
     options = ["--lang", "en", "--token_type", "char", "--speed_perturb_factors", "0.9 1.0"]
     options += ["--asr_config", "train_tiny.yaml", "--nj", "2", "--inference_nj", "2"]
 
-    # Stages 1 to 10: statistics have both lengths. Stage 11 goes on after a kill, and leaves a model, its average and
-    # TensorBoard files.
+    # Stages 1 to 10: statistics have both lengths. Stage 11, with its data in two parts, goes on after a kill, and
+    # leaves a model, its average and TensorBoard files.
     result = recipe.run(*options, "--stop_stage", "10")
     assert result.returncode == 0, result.stdout + result.stderr
-    _train_and_kill(recipe, [*options, "--stage", "11", "--stop_stage", "11"], exp / "1epoch.pth")
-    result = recipe.run(*options, "--stage", "11", "--stop_stage", "11")
+    split = [*options, "--num_splits_asr", "2"]
+    _train_and_kill(recipe, [*split, "--stage", "11", "--stop_stage", "11"], exp / "1epoch.pth")
+    start = min(exp.glob("[1-4]epoch.pth"))  # the first epoch's, unless the kill came late
+    result = recipe.run(*split, "--pretrained_model", str(start), "--stage", "11", "--stop_stage", "11")
     assert result.returncode == 0, result.stdout + result.stderr
+    assert f"Loading pretrained params from {start}" in (exp / "train.log").read_text()
     assert "4/4epoch started" in result.stdout and "1/4epoch started" not in result.stdout
     stats = directory / "exp" / "asr_stats_raw_en_char_sp"
+    parts = [read_table(stats / "splits2" / "wav.scp" / f"split.{i}") for i in range(2)]
+    assert [len(part) for part in parts] == [24, 24] and not parts[0].keys() & parts[1].keys()
+    assert yaml.safe_load((exp / "config.yaml").read_text())["multiple_iterator"]
     size = len((directory / "data/en_token_list/char/tokens.txt").read_text().splitlines())
     shapes = read_table(stats / "train" / "text_shape.char")
     assert len(shapes) == 48 and all(shape.endswith(f",{size}") for shape in shapes.values())
