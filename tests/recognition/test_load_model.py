@@ -11,6 +11,7 @@ import sentencepiece
 import soundfile
 import torch
 import yaml
+from weights import draw_attention
 
 import espnet_lmu
 from espnet_lmu.bin.main import main
@@ -61,8 +62,8 @@ def _build(recipe: Path, feats_type: str) -> Path:
     if feats_type == "fbank":
         config["input_size"] = 80
     args = Namespace(**config)
-    torch.manual_seed(0)
-    model = ASRTask.build_model(args)
+    torch.manual_seed(3)
+    model = draw_attention(ASRTask.build_model(args))
     with torch.no_grad():
         model.ctc.ctc_lo.weight *= 20
     experiment = recipe / "exp" / "asr"

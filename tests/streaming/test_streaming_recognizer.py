@@ -7,7 +7,7 @@ import pytest
 import torch
 from streaming_tools import LETTERS, RATE, cut, make_audio, random_pieces, write_model
 
-from espnet_lmu.data.format import fbank
+from espnet_lmu.data.format import fbank, frame_count
 from espnet_lmu.decoding.greedy import GreedyDecoder
 from espnet_lmu.errors import UserError
 from espnet_lmu.streaming import StreamingRecognizer
@@ -20,7 +20,7 @@ def offline(model: tuple, samples: np.ndarray, chunk: int) -> tuple[str, torch.T
     decoder.model.encoder.attention_chunk = chunk
     encoded = given_to(decoder.model.ctc, "log_softmax")
     nothing = torch.zeros(0, decoder.model.encoder.output_size())
-    if decoder.input_size is not None and len(samples) < 400:
+    if decoder.input_size is not None and not frame_count(len(samples), RATE):
         return "", nothing
     text = decoder.decode([samples if decoder.input_size is None else fbank(samples, RATE)])[0].text
     return text, encoded[0][0] if encoded else nothing
