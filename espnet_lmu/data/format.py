@@ -230,8 +230,13 @@ def format_data_dir(source: Path, target: Path, feats_type: str, fs: int, **para
         else:
             records.append(record)
     firsts = [members[0] for _, members, _, _ in missing.values()]
+    # Imports are spent once here and not in every process; torchaudio takes seconds.
+    if missing:
+        import soundfile  # noqa: F401
+    if missing and feats_type == "fbank":
+        import kaldiio  # noqa: F401
     if missing and (feats_type == "fbank" or any(item.speed != 1 for item in items) or _any_to_resample(firsts, fs)):
-        import torchaudio  # noqa: F401  (seconds, spent once here and not in every process)
+        import torchaudio  # noqa: F401
 
     done = sum(len(record["entries"]) for record in records)
     bar = tqdm(desc=str(target), total=len(items), initial=done, unit="utt", dynamic_ncols=True)
