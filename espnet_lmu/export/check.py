@@ -158,25 +158,49 @@ class Candidate:
     run: Callable[[Utterance], np.ndarray]
     seconds: float = 0.0
     texts: dict[str, str] = field(default_factory=dict)
+    leads: dict[str, float] = field(default_factory=dict)  # see `compare`
 
 
 HEADER = "|model|size (MB)|CPU ms per utterance|WER (%)|texts unlike PyTorch's|\n|---|---|---|---|---|"
 
 
 def compare(utterances: dict[str, Utterance], decoder: GreedyDecoder, candidates: list[Candidate]) -> None:
-    """Decode every utterance alone with each candidate in turn, and note texts and times."""
+    """Decode every utterance alone with each candidate in turn, and note texts and times.
+
+    The first candidate is PyTorch. Of the others also its `leads`: how far PyTorch's best token is ahead of the
+    candidate's, in log posteriors, at the surest of the frames where the two are not the same.
+    """
     for key, utterance in utterances.items():
+        expected = None
         for candidate in candidates:
             start = time.thread_time()
             log_probs = candidate.run(utterance)
             candidate.seconds += time.thread_time() - start
             ids, _ = best_path(torch.from_numpy(log_probs)[None], torch.tensor([len(log_probs)]))[0]
             candidate.texts[key] = decoder.text([token for token in ids if token != decoder.sos_eos])
+            expected = log_probs if expected is None else expected
+            best = log_probs.argmax(axis=1)
+            candidate.leads[key] = float((expected.max(axis=1) - expected[np.arange(len(best)), best]).max())
 
 
 def row(candidate: Candidate, pytorch: Candidate, utterances: dict[str, Utterance]) -> str:
     """A line below `HEADER`."""
     total, _ = score({key: utterance.text for key, utterance in utterances.items()}, candidate.texts, split_words)
-    unlike = sum(candidate.texts[key] != pytorch.texts[key] for key in utterances)
+    unlike = len(_unlike(candidate, pytorch))
     duration = f"{1000 * candidate.seconds / len(utterances):.1f}" if candidate.seconds else ""
     return f"|{candidate.name}|{candidate.size / 2**20:.2f}|{duration}|{total.rate:.1f}|{unlike} of {len(utterances)}|"
+
+
+def _unlike(candidate: Candidate, pytorch: Candidate) -> list[str]:
+    return [key for key, text in pytorch.texts.items() if candidate.texts[key] != text]
+
+
+def describe_unlike(candidate: Candidate, pytorch: Candidate, limit: int = 5) -> list[str]:
+    """The first `limit` utterances whose text is not PyTorch's, a line each."""
+    lines = []
+    for key in _unlike(candidate, pytorch)[:limit]:
+        line = f'{candidate.name}: {key}: "{candidate.texts[key]}", PyTorch: "{pytorch.texts[key]}"'
+        if key in candidate.leads:
+            line += f" (ahead by {candidate.leads[key]:.2g})"
+        lines.append(line)
+    return lines

@@ -24,6 +24,7 @@ from espnet_lmu.export.check import (
     Utterance,
     check_difference,
     compare,
+    describe_unlike,
     features_of,
     plausible_features,
     read_utterances,
@@ -262,20 +263,30 @@ def _print_comparison(exporter: Exporter, candidates: list[Candidate], directory
     print(f"\n{directory}, {len(utterances)} utterances one by one, on one thread\n\n{HEADER}")
     for candidate in candidates:
         print(row(candidate, candidates[0], utterances))
-    if not exporter.for_sherpa:
-        return
-    recordings = {key: utterance.samples for key, utterance in utterances.items()}
-    if not sherpa.available():
-        print("\nsherpa-onnx is not installed (pip install sherpa-onnx): not tried")
-    elif any(samples is None for samples in recordings.values()):
-        print(f"\n{directory}: features, but no audio for sherpa-onnx: not tried")
-    else:
-        for name, family in exporter.for_sherpa.items():
-            path = exporter.folder / name
-            results = sherpa.recognize(path, exporter.folder / "tokens.txt", recordings, exporter.rate, family)
-            texts = {key: result.text for key, result in results.items()}
-            candidate = Candidate(f"{name} in sherpa-onnx", path.stat().st_size, pytorch, texts=texts)
-            print(row(candidate, candidates[0], utterances))
+    note = ""
+    if exporter.for_sherpa:
+        recordings = {key: utterance.samples for key, utterance in utterances.items()}
+        if not sherpa.available():
+            note = "sherpa-onnx is not installed (pip install sherpa-onnx): not tried"
+        elif any(samples is None for samples in recordings.values()):
+            note = f"{directory}: features, but no audio for sherpa-onnx: not tried"
+        else:
+            for name, family in exporter.for_sherpa.items():
+                path = exporter.folder / name
+                results = sherpa.recognize(path, exporter.folder / "tokens.txt", recordings, exporter.rate, family)
+                texts = {key: result.text for key, result in results.items()}
+                candidates.append(Candidate(f"{name} in sherpa-onnx", path.stat().st_size, pytorch, texts=texts))
+                print(row(candidates[-1], candidates[0], utterances))
+    differences = [line for candidate in candidates for line in describe_unlike(candidate, candidates[0])]
+    if differences:
+        print(
+            "\nWhere a text is not PyTorch's (in brackets: how far, in log posteriors, PyTorch's token is ahead of the "
+            "file's at the surest of the frames where they differ):"
+        )
+    for line in differences:
+        print(line)
+    if note:
+        print(f"\n{note}")
 
 
 def export_model(

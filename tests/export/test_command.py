@@ -3,6 +3,7 @@
 import os
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from espnet_lmu.bin.main import main
@@ -60,3 +61,19 @@ def test_stored_features_of_another_kind_are_refused(tmp_path):
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match="rate 16000 there and 8000 here"):
         check.read_utterances(tmp_path, SimpleNamespace(input_size=80), 16000)
+
+
+def test_texts_unlike_those_of_pytorch_are_shown():
+    decoder = SimpleNamespace(text=lambda ids: " ".join("_ab"[i] for i in ids), sos_eos=3)
+    sure, unsure, other = [[-9.0, 0.0, -9.0]], [[-9.0, -0.7, -0.6]], [[-9.0, -0.5, -0.8]]
+    utterances = {"u1": check.Utterance(None, None, "a"), "u2": check.Utterance(None, None, "b")}
+
+    def candidate(name, **log_probs):
+        rows = iter(log_probs.values())
+        return check.Candidate(name, 0, lambda utterance: np.array(next(rows), np.float32))
+
+    pytorch, changed = candidate("PyTorch", u1=sure, u2=unsure), candidate("int8", u1=sure, u2=other)
+    check.compare(utterances, decoder, [pytorch, changed])
+    assert check.describe_unlike(changed, pytorch) == ['int8: u2: "a", PyTorch: "b" (ahead by 0.1)']
+    assert check.describe_unlike(pytorch, pytorch) == []
+    assert check.row(changed, pytorch, utterances).endswith("|50.0|1 of 2|")
