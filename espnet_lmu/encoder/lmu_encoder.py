@@ -78,6 +78,7 @@ class LMUEncoder(AbsEncoder):
         attention_dropout_rate: dropout of the attention weights.
         input_layer: "linear", ESPnet's "conv2d" (by 4), "conv2d1", "conv2d2", "conv2d6", "conv2d8", or the
             depthwise "dw_striding" (by 4) and "dw_striding8".
+        input_channels: channels of the convolutions of "dw_striding" and "dw_striding8"; None for 64.
         gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
         interctc_layer_idx: layers (from 1) whose output is returned for intermediate CTC.
         interctc_use_conditioning: add the intermediate CTC posteriors to the layer's output (self-conditioned CTC).
@@ -116,6 +117,7 @@ class LMUEncoder(AbsEncoder):
         dropout_rate: float = 0.1,
         attention_dropout_rate: float = 0.0,
         input_layer: str = "linear",
+        input_channels: int | None = None,
         gradient_checkpointing: bool = False,
         interctc_layer_idx: Sequence[int] = (),
         interctc_use_conditioning: bool = False,
@@ -178,7 +180,7 @@ class LMUEncoder(AbsEncoder):
         # Frames of a chunk of the self-attention, outside training; None without attention_context.
         self.attention_chunk: int | None = max(chunks, default=None)
         self.streaming_chunk: int | None = block_size or min(chunks, default=None)
-        self.embed = build_input_layer(input_layer, input_size, output_size)
+        self.embed = build_input_layer(input_layer, input_size, output_size, input_channels)
         self.dropout = Dropout(dropout_rate)
         self.layers = nn.ModuleList(
             LMULayer(

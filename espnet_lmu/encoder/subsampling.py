@@ -195,16 +195,25 @@ def stream_input(layer: nn.Module, x: Tensor, state: InputState | None, is_final
     return y, InputState(x[:, begin:].clone(), history + y.size(1) * layer.factor - begin)
 
 
-def build_input_layer(name: str, input_size: int, output_size: int) -> nn.Module:
+def build_input_layer(name: str, input_size: int, output_size: int, channels: int | None = None) -> nn.Module:
     """The input layer called `name`, one of `INPUT_LAYERS`.
 
+    Args:
+        name: its name.
+        input_size: features per frame F.
+        output_size: D.
+        channels: of the convolutions of `dw_striding` and `dw_striding8`; None for their default.
+
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or channels for a layer that does not take them.
     """
+    if name in ("dw_striding", "dw_striding8"):
+        options = {} if channels is None else {"channels": channels}
+        return DepthwiseStridingInput(input_size, output_size, 8 if name.endswith("8") else 4, **options)
+    if name not in INPUT_LAYERS:
+        raise ValueError(f"input_layer {name!r} is unknown: one of {', '.join(INPUT_LAYERS)}")
+    if channels is not None:
+        raise ValueError(f"input_channels {channels} needs input_layer dw_striding or dw_striding8, not {name}")
     if name == "linear":
         return LinearInput(input_size, output_size)
-    if name in _ESPNET:
-        return Conv2dInput(name, input_size, output_size)
-    if name in ("dw_striding", "dw_striding8"):
-        return DepthwiseStridingInput(input_size, output_size, 8 if name.endswith("8") else 4)
-    raise ValueError(f"input_layer {name!r} is unknown: one of {', '.join(INPUT_LAYERS)}")
+    return Conv2dInput(name, input_size, output_size)

@@ -32,6 +32,8 @@ _TURN = 0.5
 _MESSAGES, _BURST = 200, 200
 # Seconds after its time that a client has to take its last messages, and after the last one to close the connection.
 _GRACE, _FAREWELL = 20.0, 2.0
+# Clients that are being told that the server is full; more of them are not told.
+_REFUSED = 32
 # The page has all its parts in itself: nothing else may be loaded, and no other page may frame it.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' blob:; style-src 'unsafe-inline'; connect-src 'self'; "
@@ -215,7 +217,7 @@ def build_app(
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
     page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     limiter = anyio.CapacityLimiter(workers)
-    clients = 0
+    clients = refused = 0
 
     @app.get("/")
     async def show_page() -> HTMLResponse:
@@ -234,7 +236,7 @@ def build_app(
 
     @app.websocket("/captions")
     async def captions(websocket: WebSocket, rate: int = 0) -> None:
-        nonlocal clients
+        nonlocal clients, refused
         origin = websocket.headers.get("origin")
         # Any page on the web may open a WebSocket to this machine's loopback address; browsers say which page it is.
         if origin is not None and urlsplit(origin).netloc != websocket.headers.get("host"):
@@ -245,7 +247,11 @@ def build_app(
             refusal = {"code": "full", "message": f"The server is full: it serves {limits.clients} at once. Try again."}
         elif rate != recognizer.fs:
             refusal = {"code": "rate", "message": f"The model takes audio at {recognizer.fs} Hz. Load the page again."}
+        if refusal is not None and refused >= _REFUSED:
+            await websocket.close()
+            return
         clients += refusal is None
+        refused += refusal is not None
         try:
             await websocket.accept()
             if refusal is None:
@@ -258,5 +264,6 @@ def build_app(
             pass
         finally:
             clients -= refusal is None
+            refused -= refusal is not None
 
     return app

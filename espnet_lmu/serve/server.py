@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import socket
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from espnet_lmu.errors import UserError
 
 _LARGEST_MESSAGE = 1 << 16  # bytes: half a second of audio at 48 kHz, and more
 # Bytes of a client that wait in the network. All messages in them are taken apart at once, while all others wait.
 _RECEIVE_BUFFER = 1 << 14
+# Connections that have not become WebSockets, and those accepted in one go: far fewer than the files that a process may
+# have open, for asyncio stands still once there are no more to be had.
+_CONNECTIONS, _BACKLOG = 128, 32
 
 
 def is_loopback(host: str) -> bool:
@@ -51,11 +56,25 @@ def address(listening: socket.socket, host: str) -> str:
     return f"http://{name}:{listening.getsockname()[1]}"
 
 
+class _Connection(H11Protocol):
+    """Plain HTTP. Of too many connections the oldest is closed, so that those that ask for nothing lock nobody out."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self.opened = self.loop.time()
+        others = (connection for connection in self.connections if isinstance(connection, _Connection))
+        plain = [connection for connection in others if not connection.transport.is_closing()]
+        if len(plain) > _CONNECTIONS:
+            min(plain, key=lambda connection: connection.opened).transport.abort()
+
+
 def make_server(app: FastAPI) -> uvicorn.Server:
     """A server whose `run(sockets=[...])` serves until Ctrl-C."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
+            http=_Connection,
+            backlog=_BACKLOG,
             ws="websockets-sansio",
             ws_max_size=_LARGEST_MESSAGE,
             # Samples hardly shrink, and what is unpacked could be a thousand times what came.

@@ -112,6 +112,14 @@ def test_subsampling_factor(name, factor):
     assert abs(lengths.item() - 960 / factor) <= 2
 
 
+def test_input_channels():
+    encoder = make_encoder(input_layer="dw_striding", input_channels=8)
+    # 3x3 and bias; depthwise 3x3 and pointwise with biases; linear of a quarter of the 20 features
+    assert sum(p.numel() for p in encoder.embed.parameters()) == 8 * 10 + 8 * (10 + 9) + (8 * 5 + 1) * 16
+    out, _, _ = encoder(torch.randn(1, 24, 20), torch.tensor([24]))
+    assert out.shape == (1, 6, 16)
+
+
 def test_gradient_checkpointing_gives_the_same_gradients():
     x, lengths = torch.randn(2, 30, 20), torch.tensor([30, 22])
     gradients = []
@@ -197,6 +205,7 @@ def test_attention_depends_on_relative_positions_only():
     [
         ({"lmu_type": "serial"}, "original, parallel"),
         ({"input_layer": "conv3d"}, "dw_striding"),
+        ({"input_layer": "conv2d", "input_channels": 16}, "not conv2d"),
         ({"memory_d": 2}, "lmu_type parallel"),
         ({"num_blocks": 0}, "num_blocks"),
         ({"block_type": "conformer"}, "plain, macaron"),

@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from socket import SHUT_RDWR
+from socket import SHUT_RDWR, create_connection
 
 import numpy as np
 import pytest
@@ -22,6 +22,9 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 client = pytest.importorskip("websockets.sync.client")
 from websockets.exceptions import ConnectionClosed, InvalidStatus  # noqa: E402
+
+from espnet_lmu.serve import app  # noqa: E402
+from espnet_lmu.serve import server as server_module  # noqa: E402
 
 PATIENCE = 600  # seconds: a machine may be slow, and busy
 
@@ -115,6 +118,29 @@ def test_a_full_server_says_so_until_a_client_goes(start, recognizer):
         first.send("end")
         assert receive(first)[1]["code"] == "done"
     assert is_served(server, recognizer)
+
+
+def test_of_many_who_are_refused_not_all_are_told(start, monkeypatch):
+    monkeypatch.setattr(app, "_REFUSED", 1)
+    server = start(clients=1)
+    with connect(server) as first, connect(server) as second:
+        assert json.loads(first.recv(timeout=PATIENCE))["kind"] == "ready"
+        assert json.loads(second.recv(timeout=PATIENCE))["code"] == "full"
+        with pytest.raises(InvalidStatus):
+            connect(server)
+
+
+def test_connections_that_ask_for_nothing_lock_nobody_out(start, recognizer, monkeypatch):
+    monkeypatch.setattr(server_module, "_CONNECTIONS", 4)
+    server = start()
+    host, port = server.host.split(":")
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(create_connection((host, int(port)))) for _ in range(20)]
+        assert is_served(server, recognizer)
+        for connection in idle[:10]:  # the oldest are closed
+            connection.settimeout(PATIENCE)
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(1) == b""
 
 
 @pytest.mark.parametrize("garbage", [b"\0", b"", "hello", "end of", b"\0" * 10_001])
