@@ -29,16 +29,12 @@ class LayerState(NamedTuple):
 class LMULayer(nn.Module):
     """x + attention(x), then x + LMU(norm(x)), then x + cross_attention(x, memory), then x + feed_forward(x).
 
-    As a macaron (Gulati et al. 2020, "Conformer", eq. 1): with another feed-forward module in front, half of the
-    output of each of the two, and a LayerNorm at the end.
-
     Args:
         size: feature dimension D.
         lmu: a module from D to D: (x, lengths, state) -> (y, state).
         attention: the self-attention in front (with a norm of its own), or None.
         cross_attention: attention to a memory (with a norm of its own), or None.
-        linear_units: hidden units of the feed-forward modules; 0 for none, as in the published model.
-        macaron: whether the layer is a macaron.
+        linear_units: hidden units of the feed-forward module; 0 for none, as in the published model.
         dropout_rate: dropout of each branch before it is added.
     """
 
@@ -49,11 +45,9 @@ class LMULayer(nn.Module):
         attention: SelfAttention | None,
         cross_attention: CrossAttention | None = None,
         linear_units: int = 0,
-        macaron: bool = False,
         dropout_rate: float = 0.1,
     ):
         super().__init__()
-        self.first_feed_forward = FeedForward(size, linear_units, dropout_rate) if macaron else None
         self.attention = attention
         if attention is not None:
             # With torch's start CTC stays at blanks for epochs longer (measured: egs/mini_librispeech/asr1/RESULTS.md),
@@ -63,8 +57,6 @@ class LMULayer(nn.Module):
         self.lmu = lmu
         self.cross_attention = cross_attention
         self.feed_forward = FeedForward(size, linear_units, dropout_rate) if linear_units else None
-        self.scale = 0.5 if macaron else 1.0
-        self.last_norm = nn.LayerNorm(size) if macaron else None
         self.dropout = Dropout(dropout_rate)
 
     def forward(
@@ -91,8 +83,6 @@ class LMULayer(nn.Module):
         Returns:
             (B, T, D); the state after the last frame, None without a state before the first.
         """
-        if self.first_feed_forward is not None:
-            x = x + self.scale * self.dropout(self.first_feed_forward(x))
         attention_state = None
         if self.attention is not None:
             if state is None:
@@ -105,7 +95,5 @@ class LMULayer(nn.Module):
         if self.cross_attention is not None and memory is not None:
             x = x + self.dropout(self.cross_attention(x, memory, memory_mask))
         if self.feed_forward is not None:
-            x = x + self.scale * self.dropout(self.feed_forward(x))
-        if self.last_norm is not None:
-            x = self.last_norm(x)
+            x = x + self.dropout(self.feed_forward(x))
         return x, None if state is None else LayerState(attention_state, lmu_state)

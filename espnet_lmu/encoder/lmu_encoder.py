@@ -15,15 +15,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from espnet_lmu.encoder.attention import CrossAttention, SelfAttention
-from espnet_lmu.encoder.depthwise import DepthwiseModule
 from espnet_lmu.encoder.dropout import Dropout
 from espnet_lmu.encoder.layer import LMULayer
 from espnet_lmu.encoder.streaming import EncoderState, stream
 from espnet_lmu.encoder.subsampling import build_input_layer
 from espnet_lmu.lmu import LMU, Bidirectional, ParallelLMU
 
-LMU_TYPES = ("original", "parallel", "depthwise")
-BLOCK_TYPES = ("plain", "macaron")
+LMU_TYPES = ("original", "parallel")
 
 
 def _refuse_other_weights(
@@ -54,16 +52,11 @@ class LMUEncoder(AbsEncoder):
         output_size: D, also the hidden size of the LMUs.
         num_blocks: number of layers.
         memory_size: order d of the Legendre memory.
-        theta: window of the memory in frames (after the input layer); "depthwise" also takes several, which it
-            spreads over its channels.
-        lmu_type: "original" (Voelker et al. 2019), "parallel" (Chilkuri & Eliasmith 2021, faster), or "depthwise": the
-            parallel one with a memory and a readout for each channel, gated, in place of the Conformer's convolution.
+        theta: window of the memory in frames (after the input layer).
+        lmu_type: "original" (Voelker et al. 2019) or "parallel" (Chilkuri & Eliasmith 2021, faster).
         memory_d: number of memories, each fed by an own input channel ("parallel" only).
         discretizer: "zoh" (zero-order hold) or "euler".
-        bidirectional: one LMU of size D/2 in each direction instead of one of size D forward; "depthwise" has a
-            memory of all D channels in each direction.
-        block_type: "plain" layers as above, or "macaron": with half-step feed-forward modules of `linear_units` before
-            and after, and a LayerNorm at the end, as in the Conformer.
+        bidirectional: one LMU of size D/2 in each direction instead of one of size D forward.
         use_attention: whether layers have self-attention.
         use_cross_attention: whether layers attend to the `memory` of `forward` (ESPnet's s2t_ctc task).
         attention_heads: number of attention heads.
@@ -72,8 +65,7 @@ class LMUEncoder(AbsEncoder):
             [left, [chunk, ...]], each training step draws one (Zhang et al. 2020, "U2") and the model can then be
             used with any of them: whole recordings take the largest, streaming takes the smallest. The attributes
             `attention_chunk` and `streaming_chunk` can be set to others.
-        linear_units: hidden units of the position-wise feed-forward module at the end of each layer (and of the
-            first one of a macaron); 0 for none.
+        linear_units: hidden units of the position-wise feed-forward module at the end of each layer; 0 for none.
         dropout_rate: dropout of each branch of a layer and of the input.
         attention_dropout_rate: dropout of the attention weights.
         input_layer: "linear", ESPnet's "conv2d" (by 4), "conv2d1", "conv2d2", "conv2d6", "conv2d8", or the
@@ -103,12 +95,11 @@ class LMUEncoder(AbsEncoder):
         output_size: int = 512,
         num_blocks: int = 4,
         memory_size: int = 256,
-        theta: float | Sequence[float] = 200.0,
+        theta: float = 200.0,
         lmu_type: str = "original",
         memory_d: int = 1,
         discretizer: str = "zoh",
         bidirectional: bool = False,
-        block_type: str = "plain",
         use_attention: bool = True,
         use_cross_attention: bool = False,
         attention_heads: int = 8,
@@ -128,25 +119,17 @@ class LMUEncoder(AbsEncoder):
         super().__init__()
         if lmu_type not in LMU_TYPES:
             raise ValueError(f"lmu_type {lmu_type!r} is unknown: one of {', '.join(LMU_TYPES)}")
-        if block_type not in BLOCK_TYPES:
-            raise ValueError(f"block_type {block_type!r} is unknown: one of {', '.join(BLOCK_TYPES)}")
-        if block_type == "macaron" and linear_units < 1:
-            raise ValueError("block_type macaron needs linear_units, the size of its feed-forward modules")
         if memory_d != 1 and lmu_type != "parallel":
             raise ValueError(f"memory_d {memory_d} needs lmu_type parallel; not {lmu_type}")
-        if isinstance(theta, Sequence) and lmu_type != "depthwise":
-            raise ValueError(f"theta {theta} needs lmu_type depthwise; the others have one window")
         if num_blocks < 1:
             raise ValueError(f"num_blocks {num_blocks} must be at least 1")
-        if bidirectional and lmu_type != "depthwise" and output_size % 2:
+        if bidirectional and output_size % 2:
             raise ValueError(f"output_size {output_size} must be even for a bidirectional encoder")
         for index in interctc_layer_idx:
             if not 0 < index < num_blocks:
                 raise ValueError(f"interctc_layer_idx {index} must be between 1 and num_blocks - 1 = {num_blocks - 1}")
 
         def build_lmu() -> nn.Module:
-            if lmu_type == "depthwise":
-                return DepthwiseModule(output_size, memory_size, theta, discretizer, bidirectional)
             options = {"discretizer": discretizer}
             if lmu_type == "parallel":
                 options["memory_d"] = memory_d
@@ -189,7 +172,6 @@ class LMUEncoder(AbsEncoder):
                 SelfAttention(*attention_options, attention_context) if use_attention else None,
                 CrossAttention(*attention_options) if use_cross_attention else None,
                 linear_units,
-                block_type == "macaron",
                 dropout_rate,
             )
             for _ in range(num_blocks)

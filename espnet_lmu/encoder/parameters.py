@@ -82,16 +82,8 @@ def count_parameters(config: Path, vocab_size: int) -> dict:
         ("LMU layers", _count(*(layer.lmu for layer in layers)), len(layers)),
         ("attention layers", _count(*(layer.attention for layer in layers)), len(layers)),
         ("cross-attention layers", _count(*(layer.cross_attention for layer in layers)), len(layers)),
-        (
-            "feed-forward layers",
-            _count(*(module for layer in layers for module in (layer.first_feed_forward, layer.feed_forward))),
-            len(layers),
-        ),
-        (
-            "layer normalization",
-            _count(*(norm for layer in layers for norm in (layer.norm, layer.last_norm))),
-            len(layers),
-        ),
+        ("feed-forward layers", _count(*(layer.feed_forward for layer in layers)), len(layers)),
+        ("layer normalization", _count(*(layer.norm for layer in layers)), len(layers)),
         ("output projection", _count(encoder.out), 1),
         ("CTC conditioning", vocab_size * size + size if encoder.interctc_use_conditioning else 0, 1),
         ("CTC", size * vocab_size + vocab_size, 1),

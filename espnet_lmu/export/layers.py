@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from espnet_lmu.encoder.attention import SelfAttention, rotate
 from espnet_lmu.encoder.subsampling import DepthwiseStridingInput
-from espnet_lmu.lmu import LMU, DepthwiseLMU, LegendreSystem, ParallelLMU
-from espnet_lmu.lmu.memory import operators_of, read_chunks
+from espnet_lmu.lmu import LMU, LegendreSystem, ParallelLMU
+from espnet_lmu.lmu.memory import operators_of
 from espnet_lmu.lmu.naive import valid_frames
 from espnet_lmu.lmu.original import folded_matrices
 
@@ -109,15 +109,14 @@ class ChunkedMemory(nn.Module):
         super().__init__()
         self.operators = operators_of(system)
 
-    def forward(self, u: Tensor, state: Tensor | None, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, u: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Run the memory.
 
         Args:
             u: (B, T, C).
             state: (B, C, d) before the first frame, None for zero.
-            weight: (C, d), a linear readout for each channel; None to return the memory.
 
-        Returns: the readout (B, T, C) or the memory (B, T, C, d), and the state after frame T.
+        Returns: the memory (B, T, C, d), and the state after frame T.
         """
         frames = u.size(1)
         operators = self.operators
@@ -129,8 +128,6 @@ class ChunkedMemory(nn.Module):
         entries = chunk_entries(gains, operators.power(_CHUNK, u).T.contiguous(), state).transpose(0, 1)
         chunks = torch.cat([inputs, entries], dim=-1)
         last = chunks[:, -1] @ operator[:, (frames - 1) % _CHUNK]
-        if weight is not None:
-            return read_chunks(chunks, operator, weight, frames), last
         memory = (chunks @ operator.flatten(1)).unflatten(3, (_CHUNK, operators.order))
         return memory.transpose(2, 3).flatten(1, 2)[:, :frames], last
 
@@ -152,32 +149,6 @@ class ChunkedParallelLMU(nn.Module):
         layer = self.layer
         memory, last = self.legendre(F.linear(x, layer.W_u, layer.b_u), state)
         return layer.activation(F.linear(x, layer.W_x, layer.b) + F.linear(memory.flatten(2), layer.W_m)), last
-
-
-class ChunkedDepthwiseLMU(nn.Module):
-    """`DepthwiseLMU` for inference, with each channel's readout folded into its filter.
-
-    Args:
-        layer: the trained layer.
-    """
-
-    def __init__(self, layer: DepthwiseLMU) -> None:
-        super().__init__()
-        self.layer = layer
-        self.legendre = nn.ModuleList(ChunkedMemory(memory.system) for memory in layer.memories)
-
-    def forward(self, x: Tensor, lengths: Tensor | None = None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As `DepthwiseLMU.forward`, but the state returned is the one after frame T; y is meaningless on padding."""
-        sizes, weight = self.layer.group_sizes, self.layer.W_m
-        states = [None] * len(sizes) if state is None else state.split(sizes, dim=1)
-        parts = [
-            memory(u, entry, readout)
-            for memory, u, entry, readout in zip(
-                self.legendre, x.split(sizes, dim=2), states, weight.split(sizes), strict=True
-            )
-        ]
-        y = torch.cat([part for part, _ in parts], dim=2) + self.layer.w_x * x
-        return y, torch.cat([last for _, last in parts], dim=1)
 
 
 class WindowedAttention(nn.Module):
@@ -254,7 +225,6 @@ class StridingInput(nn.Module):
 _FORMS = {
     LMU: LoopLMU,
     ParallelLMU: ChunkedParallelLMU,
-    DepthwiseLMU: ChunkedDepthwiseLMU,
     DepthwiseStridingInput: StridingInput,
 }
 

@@ -5,10 +5,9 @@ valid frames of each sequence, y (B, T, hidden_size).
 """
 
 from espnet_lmu.lmu.bidirectional import Bidirectional
-from espnet_lmu.lmu.depthwise import DepthwiseLMU
 from espnet_lmu.lmu.general import GeneralLMU
 from espnet_lmu.lmu.legendre import LegendreSystem
 from espnet_lmu.lmu.original import LMU
 from espnet_lmu.lmu.parallel import ParallelLMU
 
-__all__ = ["LMU", "Bidirectional", "DepthwiseLMU", "GeneralLMU", "LegendreSystem", "ParallelLMU"]
+__all__ = ["LMU", "Bidirectional", "GeneralLMU", "LegendreSystem", "ParallelLMU"]

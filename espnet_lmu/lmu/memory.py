@@ -215,21 +215,14 @@ def linear_memory(
 
 
 def _read(memory: Tensor, weight: Tensor) -> Tensor:
-    """The readout of a memory (B, T, C, d) by a weight (H, C, d), or by (C, d) of each channel alone."""
-    return (memory * weight).sum(-1) if weight.dim() == 2 else memory.flatten(2) @ weight.flatten(1).T
+    """The readout (B, T, H) of a memory (B, T, C, d) by a weight (H, C, d)."""
+    return memory.flatten(2) @ weight.flatten(1).T
 
 
-def read_chunks(chunks: Tensor, operator: Tensor, weight: Tensor, frames: int) -> Tensor:
-    """`_read` of what `_split_into_chunks` gives, (B, T, H), with the weight folded into the operator."""
-    batch, _, channels, _ = chunks.shape
-    if weight.dim() == 2:
-        folded = (weight @ operator.flatten(0, 1).T).unflatten(1, operator.shape[:2])
-        # Contiguous operands, also in the backward pass (where the slice makes them so): otherwise torch multiplies
-        # the channels' matrices one by one.
-        y = chunks.permute(2, 0, 1, 3).flatten(1, 2) @ folded
-        return y.view(channels, batch, -1)[:, :, :frames].permute(1, 2, 0)
+def _read_chunks(chunks: Tensor, operator: Tensor, weight: Tensor, frames: int) -> Tensor:
+    """`_read` of what `_split_into_chunks` gives, with the weight folded into the operator."""
     folded = torch.einsum("ijd,hcd->cijh", operator, weight).reshape(-1, operator.shape[1] * len(weight))
-    return (chunks.flatten(2) @ folded).view(batch, -1, len(weight))[:, :frames]
+    return (chunks.flatten(2) @ folded).view(len(chunks), -1, len(weight))[:, :frames]
 
 
 def linear_readout(
@@ -243,7 +236,7 @@ def linear_readout(
 ) -> tuple[Tensor, Tensor]:
     """The readout W m[t] of the memory of `linear_memory`, with the weight folded into the filter where it can be.
 
-    Args: as `linear_memory`, and weight (H, C, d), or (C, d) if output c reads channel c alone (H = C).
+    Args: as `linear_memory`, and weight (H, C, d).
 
     Returns: (B, T, H), meaningless after a sequence's length, and the state (B, C, d).
     """
@@ -257,15 +250,14 @@ def linear_readout(
         chunk_size = chunk_frames(chunk_size, frames, operators.order)
         chunks = _split_into_chunks(u, operators, state, chunk_size)
         operator = operators.chunk(chunk_size, u)
-        y = read_chunks(chunks, operator, weight, frames)
+        y = _read_chunks(chunks, operator, weight, frames)
         final = chunks[rows, frame // chunk_size] @ operator[:, frame % chunk_size].transpose(0, 1)
     else:
         length = fft_length(frames)
         response = operators.impulse(frames, u)
         kernel = torch.fft.rfft(weight @ response.T, length)
         spectrum = torch.fft.rfft(u.transpose(1, 2), length)
-        spectrum = spectrum * kernel if weight.dim() == 2 else torch.einsum("bcf,hcf->bhf", spectrum, kernel)
-        y = torch.fft.irfft(spectrum, length)[..., :frames].transpose(1, 2)
+        y = torch.fft.irfft(torch.einsum("bcf,hcf->bhf", spectrum, kernel), length)[..., :frames].transpose(1, 2)
         final = _reversed(u, frame) @ response
         if state is not None:
             free = _free_response(operators, state, frames)

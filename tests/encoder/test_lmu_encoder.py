@@ -41,15 +41,6 @@ VARIANTS = {
         "memory_d": 2,
         "input_layer": "dw_striding",
     },
-    "depthwise": {"lmu_type": "depthwise"},
-    "depthwise macaron": {
-        "lmu_type": "depthwise",
-        "block_type": "macaron",
-        "linear_units": 24,
-        "bidirectional": True,
-        "theta": [4.0, 9.0],
-    },
-    "macaron of the original LMU": {"block_type": "macaron", "linear_units": 24},
     "no attention": {"use_attention": False},
     "euler": {"discretizer": "euler", "theta": 200.0},
 }
@@ -208,9 +199,7 @@ def test_attention_depends_on_relative_positions_only():
         ({"input_layer": "conv2d", "input_channels": 16}, "not conv2d"),
         ({"memory_d": 2}, "lmu_type parallel"),
         ({"num_blocks": 0}, "num_blocks"),
-        ({"block_type": "conformer"}, "plain, macaron"),
-        ({"block_type": "macaron"}, "needs linear_units"),
-        ({"theta": [8.0, 16.0]}, "lmu_type depthwise"),
+        ({"theta": [8.0, 16.0]}, "theta"),
         ({"attention_heads": 3}, "attention_heads"),
         ({"theta": -1.0}, "theta"),
         ({"memory_size": 0}, "order|memory_size"),
@@ -283,7 +272,7 @@ def test_base_training_memory(capsys):
     "options",
     [
         {"lmu_type": "parallel", "memory_d": 2, "linear_units": 24, "use_cross_attention": True},
-        {"lmu_type": "depthwise", "block_type": "macaron", "linear_units": 24, "bidirectional": True},
+        {"bidirectional": True, "input_layer": "dw_striding", "input_channels": 8},
     ],
 )
 def test_params_counts_what_it_builds(tmp_path, capsys, options):

@@ -35,15 +35,8 @@ VARIANTS = {
         "bidirectional": True,
         "input_layer": "dw_striding",
     },
-    "depthwise macaron, both directions": {
-        "lmu_type": "depthwise",
-        "theta": [4.0, 9.0],
-        "bidirectional": True,
-        "block_type": "macaron",
-        "linear_units": 24,
-        "input_layer": "dw_striding8",
-    },
-    "attention nearby": {"lmu_type": "depthwise", "attention_context": [5, 3]},
+    "both directions, dw_striding8": {"bidirectional": True, "linear_units": 24, "input_layer": "dw_striding8"},
+    "attention nearby": {"lmu_type": "parallel", "attention_context": [5, 3]},
     "attention within chunks": {"attention_context": [0, 4], "input_layer": "conv2d2"},
     "attention within chunks longer than an utterance": {"attention_context": [5, 200]},
     "self-conditioned": {"interctc_layer_idx": [1], "interctc_use_conditioning": True, "use_attention": False},
@@ -52,13 +45,7 @@ CAUSAL = {"attention_context": [5, [4, 3]]}
 STREAMING = {
     "original": {},
     "parallel, dw_striding": {"lmu_type": "parallel", "memory_d": 3, "input_layer": "dw_striding"},
-    "depthwise macaron, dw_striding8": {
-        "lmu_type": "depthwise",
-        "theta": [4.0, 9.0],
-        "block_type": "macaron",
-        "linear_units": 24,
-        "input_layer": "dw_striding8",
-    },
+    "dw_striding8": {"linear_units": 24, "input_layer": "dw_striding8", "input_channels": 8},
     "self-conditioned": {"interctc_layer_idx": [1], "interctc_use_conditioning": True},
     "no attention": {"use_attention": False, "input_layer": "dw_striding"},
     "conv2d": {"input_layer": "conv2d"},
@@ -128,7 +115,7 @@ def test_normalization_is_in_the_graph_and_over_valid_frames(tmp_path):
         assert largest_difference(model, file, [40, 13]) < 1e-5
 
 
-@pytest.mark.parametrize("lmu_type", ["original", "parallel", "depthwise"])
+@pytest.mark.parametrize("lmu_type", ["original", "parallel"])
 def test_8_bits_are_smaller_and_near(lmu_type, tmp_path):
     import onnx
     from onnx import numpy_helper
