@@ -6,8 +6,6 @@ a kill say, gets what is there and computes the rest.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import multiprocessing
 import os
 import pickle
@@ -27,7 +25,6 @@ from espnet_lmu.errors import UserError
 
 _ATTEMPTS = 2
 _POLL_SECONDS = 5.0  # each time squeue is asked
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def slurm_settings(config: str | Path, work: str) -> dict[str, str]:
@@ -87,14 +84,6 @@ class _Piece:
         return False, f"its result could not be written to {self.result.parent} (disk full?)"
 
 
-def _keep_freed_memory() -> None:
-    """Have glibc keep what arrays leave: getting a few MB anew for each utterance is a quarter of fbank's time."""
-    with contextlib.suppress(AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
-
-
 def _run_logged(piece: _Piece) -> None:
     # Ctrl-C goes to all processes; the starting one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -107,7 +96,6 @@ def _run_logged(piece: _Piece) -> None:
     if "torch" in sys.modules:
         # The processes already fill the cores; threads inside them would only compete.
         sys.modules["torch"].set_num_threads(1)
-    _keep_freed_memory()
     piece.run()
 
 
