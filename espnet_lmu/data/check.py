@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from espnet_lmu.data.audio import audio_length
-from espnet_lmu.data.files import atomic_open, command_line, parse_rate
+from espnet_lmu.data.files import atomic_open, command_line, parse_rate, read_yaml
 from espnet_lmu.data.filter import read_durations
 from espnet_lmu.data.kaldi_dir import excerpts, read_lines, read_table, refuse_pipe, write_data_dir
 from espnet_lmu.data.segments import Excerpt, parse_segment, read_excerpt, sample_range
@@ -365,11 +365,15 @@ def main() -> None:
     parser.add_argument("--feats_type", choices=["raw", "fbank"], default="raw", help="kind of features (%(default)s)")
     parser.add_argument("--token_type", choices=["char", "bpe"], default="bpe", help="kind of token (%(default)s)")
     parser.add_argument("--token_listdir", type=Path, default=Path("none"), help="folder of tokens.txt and bpe.model")
-    parser.add_argument("--asr_config", type=Path, help="training configuration, for the encoder's frame rate")
+    parser.add_argument("--asr_config", type=Path, help="training configuration, checked too")
     parser.add_argument("directories", metavar="DIR", nargs="+", type=Path, help="data directory, e.g. data/train")
     args = parser.parse_args()
 
     fs = parse_rate(args.fs)
+    if args.asr_config and not args.test and not args.formatted and read_yaml(args.asr_config).get("encoder") == "lmu":
+        from espnet_lmu.encoder.parameters import build_encoder
+
+        build_encoder(args.asr_config)  # an option that cannot work is named before the hours that features take
     policies = {**default_policies(args.test), **parse_policies(args.check_policy)}
     tokens, bpemodel = args.token_listdir / "tokens.txt", args.token_listdir / "bpe.model"
     transcripts = Transcripts(

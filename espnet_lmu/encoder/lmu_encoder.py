@@ -121,8 +121,16 @@ class LMUEncoder(AbsEncoder):
             raise ValueError(f"lmu_type {lmu_type!r} is unknown: one of {', '.join(LMU_TYPES)}")
         if memory_d != 1 and lmu_type != "parallel":
             raise ValueError(f"memory_d {memory_d} needs lmu_type parallel; not {lmu_type}")
-        if num_blocks < 1:
-            raise ValueError(f"num_blocks {num_blocks} must be at least 1")
+        counts = {"output_size": output_size, "num_blocks": num_blocks, "attention_heads": attention_heads}
+        if input_channels is not None:
+            counts["input_channels"] = input_channels
+        for name, count in counts.items():
+            if not isinstance(count, int) or count < 1:
+                raise ValueError(f"{name} {count!r} must be a whole number of at least 1")
+        if not isinstance(linear_units, int) or linear_units < 0:
+            raise ValueError(f"linear_units {linear_units!r} must be a whole number, 0 for no feed-forward module")
+        if attention_context is not None and not isinstance(attention_context, Sequence):
+            raise ValueError(f"attention_context {attention_context!r}: give [left, chunk], at least 0 and 1 frames")
         if bidirectional and output_size % 2:
             raise ValueError(f"output_size {output_size} must be even for a bidirectional encoder")
         for index in interctc_layer_idx:

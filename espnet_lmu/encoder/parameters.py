@@ -45,6 +45,9 @@ def build_encoder(config: Path, device: str | torch.device = "meta") -> tuple[nn
     if not isinstance(settings, dict) or str(settings.get("encoder")).lower() != "lmu":
         found = settings.get("encoder") if isinstance(settings, dict) else None
         raise UserError(f"{config}: needs `encoder: lmu`, found encoder {found!r}")
+    for section in ("encoder_conf", "frontend_conf"):
+        if not isinstance(settings.get(section) or {}, dict):
+            raise UserError(f"{config}: {section}: expected lines of NAME: VALUE")
 
     from espnet_lmu.encoder.lmu_encoder import LMUEncoder
 
@@ -53,7 +56,7 @@ def build_encoder(config: Path, device: str | torch.device = "meta") -> tuple[nn
             return LMUEncoder(feature_size(settings), **(settings.get("encoder_conf") or {})), settings
     except (TypeError, ValueError) as error:
         message = str(error).replace("LMUEncoder.__init__() ", "").replace("keyword argument", "option")
-        raise UserError(f"{config}: encoder_conf: {message}") from None
+        raise UserError(f"{config}: encoder_conf: {' '.join(message.split())}") from None
 
 
 def _count(*modules: nn.Module | None) -> int:

@@ -199,6 +199,10 @@ def test_attention_depends_on_relative_positions_only():
         ({"input_layer": "conv2d", "input_channels": 16}, "not conv2d"),
         ({"memory_d": 2}, "lmu_type parallel"),
         ({"num_blocks": 0}, "num_blocks"),
+        ({"input_layer": "dw_striding", "input_channels": 0}, "input_channels 0"),
+        ({"output_size": "16"}, "output_size '16'"),
+        ({"linear_units": -3}, "linear_units -3"),
+        ({"attention_context": 64}, r"attention_context 64: give \[left, chunk\]"),
         ({"theta": [8.0, 16.0]}, "theta"),
         ({"attention_heads": 3}, "attention_heads"),
         ({"theta": -1.0}, "theta"),
@@ -294,6 +298,8 @@ def test_params_counts_what_it_builds(tmp_path, capsys, options):
         ("encoder: [lmu\n", "not valid YAML"),
         ("encoder: lmu\nencoder_conf: {memory_sise: 3}\n", "unexpected option 'memory_sise'"),
         ("encoder: lmu\nencoder_conf: {lmu_type: serial}\n", "lmu_type 'serial' is unknown"),
+        ("encoder: lmu\nencoder_conf: [512]\n", "encoder_conf: expected lines"),
+        ("encoder: lmu\nfrontend_conf: 16k\n", "frontend_conf: expected lines"),
     ],
 )
 def test_params_names_the_wrong_file(text, message, tmp_path, capsys):

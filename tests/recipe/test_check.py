@@ -194,6 +194,13 @@ def test_command_prints_a_table_and_one_line_for_all_that_stops(data_set, tmp_pa
             parse_policies(policy)
 
 
+def test_options_of_the_encoder_are_checked_before_features_are_computed(data_set, tmp_path):
+    config = tmp_path / "train.yaml"
+    config.write_text("encoder: lmu\nencoder_conf: {block_type: macaron}\n")
+    result = run_module("espnet_lmu.data.check", "--asr_config", config, data_set("train", 2))
+    assert f"{config}: encoder_conf: got an unexpected option 'block_type'" in one_line_error(result)
+
+
 def test_damaged_tables_and_empty_sets_are_one_line(data_set, tmp_path):
     with pytest.raises(UserError, match="nowhere: no such data directory"):
         run_check(tmp_path / "nowhere")
