@@ -25,7 +25,7 @@ from espnet_lmu.data.kaldi_dir import read_table, write_table
         (["--train_set", ""], "--train_set is required"),
         (["--feats_type", "mfcc"], "--feats_type mfcc: give one of: raw fbank"),
         (["--token_type", "phn"], "--token_type phn: give one of: bpe char"),
-        (["--asr_config", "nowhere.yaml"], "--asr_config nowhere.yaml: no such file"),
+        (["--asr_config", "nowhere.yaml"], "--asr_config nowhere.yaml: no such file (relative paths start at /"),
         (["--python", "nowhere"], "--python nowhere: no such program"),
         (["--stage", "3"], "data/train: no such data directory"),
         (["--stage", "4"], "dump/raw/org/train/utt2num_samples: no such file"),

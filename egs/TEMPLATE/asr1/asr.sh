@@ -150,7 +150,7 @@ need_one_of use_ngram true false
 need_one_of ngram_unit token word
 lm_config=${lm_config:-${root}/conf/train_lm_lstm.yaml}
 for name in asr_config lm_config ngram_lm inference_config; do
-    [ -z "${!name}" ] || [ -f "${!name}" ] || die "--${name} ${!name}: no such file"
+    [ -z "${!name}" ] || [ -f "${!name}" ] || die "--${name} ${!name}: no such file (relative paths start at ${PWD})"
 done
 command -v "${python}" >/dev/null || die "--python ${python}: no such program"
 "${python}" -c 'import sys
