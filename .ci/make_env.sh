@@ -23,7 +23,8 @@ if ! uv=$(command -v uv); then
     fi
 fi
 rm -rf .venv
-if ! { "$uv" venv --quiet --python ">=3.10,<3.13" .venv &&
+# --seed: with pip, for whoever adds optional packages
+if ! { "$uv" venv --quiet --seed --python ">=3.10,<3.13" .venv &&
     "$uv" pip install --python .venv/bin/python --editable ".[demo,dev]"; } >&2; then
     echo "error: .venv could not be made (Python 3.10 to 3.12 is needed); see the lines above" >&2
     exit 1

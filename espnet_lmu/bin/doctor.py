@@ -55,6 +55,9 @@ def run(args: argparse.Namespace) -> None:
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     print(f"GPUs: {', '.join(gpus) or 'none'}; CPU threads: {torch.get_num_threads()}")
+    from espnet_lmu.hook import ignore_espnets_warnings
+
+    ignore_espnets_warnings()
     from espnet2.tasks.asr import encoder_choices
 
     if "lmu" not in encoder_choices.classes:

@@ -42,7 +42,8 @@ def clone(tmp_path) -> Clone:
 def test_environment_is_made_once(clone):
     assert clone.make_env().returncode == 0
     assert clone.installations() == 1
-    assert "--editable .[demo,dev]" in (clone.path / "calls").read_text()
+    calls = (clone.path / "calls").read_text()
+    assert "venv --quiet --seed" in calls and "--editable .[demo,dev]" in calls
     assert clone.make_env().returncode == 0
     assert clone.installations() == 1
 

@@ -149,8 +149,10 @@ need_one_of use_lm true false
 need_one_of use_ngram true false
 need_one_of ngram_unit token word
 lm_config=${lm_config:-${root}/conf/train_lm_lstm.yaml}
-for name in asr_config lm_config ngram_lm inference_config; do
-    [ -z "${!name}" ] || [ -f "${!name}" ] || die "--${name} ${!name}: no such file (relative paths start at ${PWD})"
+for name in asr_config pretrained_model lm_config ngram_lm inference_config; do
+    file=${!name}
+    [ "${name}" != pretrained_model ] || file=${file%%:*}
+    [ -z "${file}" ] || [ -f "${file}" ] || die "--${name} ${file}: no such file (relative paths start at ${PWD})"
 done
 command -v "${python}" >/dev/null || die "--python ${python}: no such program"
 "${python}" -c 'import sys
@@ -426,7 +428,6 @@ if runs 11; then
         data_args+=(--normalize_conf "stats_file=${asr_stats_dir}/train/feats_stats.npz")
     fi
     if [ -n "${pretrained_model}" ]; then
-        need_file "${pretrained_model%%:*}" 11
         data_args+=(--init_param "${pretrained_model}" --ignore_init_mismatch "${ignore_init_mismatch}")
     fi
     train_shapes=("${asr_stats_dir}/train/speech_shape" "${asr_stats_dir}/train/text_shape.${token_type}")
