@@ -26,7 +26,7 @@ from espnet_lmu.data.kaldi_dir import read_table, write_table
         (["--feats_type", "mfcc"], "--feats_type mfcc: give one of: raw fbank"),
         (["--token_type", "phn"], "--token_type phn: give one of: bpe char"),
         (["--asr_config", "nowhere.yaml"], "--asr_config nowhere.yaml: no such file (relative paths start at /"),
-        (["--pretrained_model", "exp/asr_a/nowhere.pth:encoder:encoder"], "--pretrained_model exp/asr_a/nowhere.pth: no"),
+        (["--pretrained_model", "exp/a.pth:encoder:encoder"], "--pretrained_model exp/a.pth: no such file"),
         (["--python", "nowhere"], "--python nowhere: no such program"),
         (["--stage", "3"], "data/train: no such data directory"),
         (["--stage", "4"], "dump/raw/org/train/utt2num_samples: no such file"),
