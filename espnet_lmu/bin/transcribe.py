@@ -28,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.nj is not None and args.nj < 1:
         raise UserError(f"--nj {args.nj}: give at least 1")
+    if args.output is not None and args.output.exists() and not args.output.is_dir():
+        raise UserError(f"--output {args.output}: a file; give a folder")
     recordings = find_recordings(args.audio)
     if args.output is None and args.format in ("srt", "vtt") and len(recordings) > 1:
         raise UserError(f"--format {args.format}: subtitles of {len(recordings)} recordings need --output DIR")

@@ -27,6 +27,11 @@ def _promised_frames(path: Path, sound) -> int:
     return sound.frames
 
 
+def _reason(path: str | Path, error: Exception) -> str:
+    """Why a file cannot be read; of one that is not there, libsndfile says "System error."."""
+    return (str(error).strip() or "decoder error") if Path(path).exists() else "no such file"
+
+
 def audio_length(path: str | Path) -> tuple[int, int]:
     """Samples per channel and sampling rate in Hz that the header of an audio file states.
 
@@ -39,7 +44,7 @@ def audio_length(path: str | Path) -> tuple[int, int]:
         with soundfile.SoundFile(path) as sound:
             frames, rate = _promised_frames(Path(path), sound), sound.samplerate
     except (soundfile.SoundFileError, OSError) as error:
-        raise UserError(f"{path}: not readable audio ({str(error).strip() or 'decoder error'})") from None
+        raise UserError(f"{path}: not readable audio ({_reason(path, error)})") from None
     if frames > _LONGEST:
         raise UserError(f"{path}: its header does not say how long it is; convert it")
     if frames == 0:
@@ -73,7 +78,7 @@ def read_audio(path: str | Path, start: int = 0, frames: int | None = None) -> t
             samples = samples if samples.ndim == 1 else samples.mean(axis=1)
             rate = sound.samplerate
     except (soundfile.SoundFileError, OSError) as error:
-        raise UserError(f"{path}: not readable audio, or cut off ({str(error).strip() or 'decoder error'})") from None
+        raise UserError(f"{path}: not readable audio, or cut off ({_reason(path, error)})") from None
     if len(samples) < promised:
         raise UserError(f"{path}: cut off: {len(samples)} of {promised} samples")
     if len(samples) == 0:

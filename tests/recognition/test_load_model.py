@@ -163,6 +163,8 @@ def test_command_line_goes_on_after_a_broken_file(experiment, audio, tmp_path, c
     assert last == "error: 1 of 2 recordings could not be transcribed"
     assert main([*arguments, "--format", "srt"]) == 1
     assert "error: --format srt: subtitles of 2 recordings need --output DIR" in capsys.readouterr().err
+    assert main([*arguments, "--output", str(tmp_path / "b.wav")]) == 1
+    assert capsys.readouterr().err == f"error: --output {tmp_path}/b.wav: a file; give a folder\n"
 
 
 @pytest.mark.skipif(

@@ -156,7 +156,7 @@ def test_mistakes_are_one_line(fbank_model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", os.fdopen(terminal))
     for arguments, message in (
         ((model, tmp_path / "b.wav"), "b.wav: not readable audio"),
-        ((model, tmp_path / "none.wav"), "none.wav: not readable audio"),
+        ((model, tmp_path / "none.wav"), "none.wav: not readable audio (no such file)"),
         ((model, "microphone"), "espnet_lmu[microphone]"),
         ((model, "-"), "standard input is a terminal"),
         ((tmp_path / "nowhere", tmp_path / "a.wav"), "nowhere: no such file"),
