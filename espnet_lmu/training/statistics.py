@@ -7,7 +7,9 @@ pieces' sums are added in double precision: single precision, in which ESPnet ad
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import io
 import os
 import shutil
 from pathlib import Path
@@ -26,13 +28,24 @@ PARTS = ("train", "valid")
 
 
 def collect_piece(arguments: list[str], output_dir: str) -> None:
-    """Statistics of the utterances in ``OUTPUT_DIR/keys.{train,valid}``, written below `output_dir`."""
+    """Statistics of the utterances in ``OUTPUT_DIR/keys.{train,valid}``, written below `output_dir`.
+
+    Raises:
+        UserError: asr_train does not take the arguments.
+    """
     ignore_espnets_warnings()
     from espnet2.tasks.asr import ASRTask
 
     command = ["--collect_stats", "true", "--output_dir", output_dir, *arguments, "--ngpu", "0", "--num_workers", "0"]
     for part in PARTS:
         command += [f"--{part}_shape_file", f"{output_dir}/keys.{part}"]
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            ASRTask.get_parser().parse_args(command)
+    except SystemExit:
+        reason = " ".join(complaint.getvalue().rpartition("error: ")[2].split())
+        raise UserError(f"asr_train: {reason}; correct --asr_args or the --asr_config") from None
     ASRTask.main(cmd=command)
 
 
