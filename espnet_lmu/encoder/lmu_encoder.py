@@ -221,7 +221,7 @@ class LMUEncoder(AbsEncoder):
                 whole recordings. The third value is the state for the next call, None after the end.
 
         Returns:
-            Output (B, T', D), zero on padding; valid frames of each sequence (B,); None.
+            Output (B, T', D), padded with each sequence's last frame; valid frames of each sequence (B,); None.
             Instead of the output alone, `(output, [(layer, its projected output (B, T', D)), ...])` with
             `interctc_layer_idx`, and `(output, [output of each layer, ...])` with `return_all_hs`.
 
@@ -258,7 +258,10 @@ class LMUEncoder(AbsEncoder):
                 if self.interctc_use_conditioning:
                     x = x + self.conditioning_layer(ctc.softmax(projected))
             all_outputs.append(x)
-        out = self.out(x).masked_fill(~valid[:, :, None], 0.0)
+        out = self.out(x)
+        # ESPnet's CER while it trains takes the best token of every frame, padding too: a last frame again adds none.
+        last = out[torch.arange(len(out), device=out.device), lengths.to(out.device) - 1]
+        out = torch.where(valid[:, :, None], out, last[:, None])
         if intermediate:
             return (out, intermediate), lengths, None
         if return_all_hs:
