@@ -8,6 +8,7 @@ modules named in ``_HOOKS`` and acts when somebody imports them.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib.abc
 import importlib.machinery
@@ -17,6 +18,8 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
+
+from espnet_lmu.errors import UserError
 
 ENCODER_NAME = "lmu"
 SPECAUG_NAME = "vtlp_specaug"
@@ -133,6 +136,21 @@ def ignore_espnets_warnings() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"espnet2?\.")
     warnings.filterwarnings("ignore", category=SyntaxWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning, message="invalid escape sequence")
+
+
+def check_arguments(command: str, parser: argparse.ArgumentParser, arguments: list[str], remedy: str) -> None:
+    """Refuse what one of ESPnet's commands does not take, in one line in place of its usage.
+
+    Raises:
+        UserError: what is wrong, with `remedy`.
+    """
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            parser.parse_args(arguments)
+    except SystemExit:
+        reason = " ".join(complaint.getvalue().rpartition("error: ")[2].split())
+        raise UserError(f"{command}: {reason}; correct {remedy}") from None
 
 
 def import_asr_train() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import shlex
 import shutil
@@ -14,7 +12,7 @@ from espnet_lmu.data.kaldi_dir import read_table, write_table
 from espnet_lmu.decoding.pieces import pieces_folder, read_inputs, read_train_config
 from espnet_lmu.decoding.results import FILES, Hypothesis
 from espnet_lmu.errors import UserError
-from espnet_lmu.hook import ignore_espnets_warnings
+from espnet_lmu.hook import check_arguments, ignore_espnets_warnings
 from espnet_lmu.parallel import map_pieces
 
 _KINDS = {"wav.scp": "sound", "feats.scp": "kaldi_ark"}
@@ -51,13 +49,7 @@ def search_piece(arguments: list[str], output: Path) -> dict[str, Hypothesis]:
     from espnet2.bin import asr_inference
 
     command = [*arguments, "--output_dir", str(output)]
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            asr_inference.get_parser().parse_args(command)
-    except SystemExit:
-        reason = " ".join(complaint.getvalue().rpartition("error: ")[2].split())
-        raise UserError(f"asr_inference: {reason}; correct --inference_args or the --inference_config") from None
+    check_arguments("asr_inference", asr_inference.get_parser(), command, "--inference_args or the --inference_config")
     asr_inference.main(cmd=command)
     tables = {name: read_table(output / "1best_recog" / name) for name in FILES}
     return {key: Hypothesis(**{name: tables[name].get(key, "") for name in FILES}) for key in tables["score"]}

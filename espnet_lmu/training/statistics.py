@@ -7,9 +7,7 @@ pieces' sums are added in double precision: single precision, in which ESPnet ad
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
-import io
 import os
 import shutil
 from pathlib import Path
@@ -20,7 +18,7 @@ from espnet_lmu.data.features import FEATURES, read_features, write_features
 from espnet_lmu.data.files import atomic_open, command_line
 from espnet_lmu.data.kaldi_dir import read_table, write_table
 from espnet_lmu.errors import UserError
-from espnet_lmu.hook import ignore_espnets_warnings, import_asr_train
+from espnet_lmu.hook import check_arguments, ignore_espnets_warnings, import_asr_train
 from espnet_lmu.parallel import map_pieces
 
 _PIECE_SIZE = 2000  # training utterances: a few hours of speech
@@ -39,13 +37,7 @@ def collect_piece(arguments: list[str], output_dir: str) -> None:
     command = ["--collect_stats", "true", "--output_dir", output_dir, *arguments, "--ngpu", "0", "--num_workers", "0"]
     for part in PARTS:
         command += [f"--{part}_shape_file", f"{output_dir}/keys.{part}"]
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            ASRTask.get_parser().parse_args(command)
-    except SystemExit:
-        reason = " ".join(complaint.getvalue().rpartition("error: ")[2].split())
-        raise UserError(f"asr_train: {reason}; correct --asr_args or the --asr_config") from None
+    check_arguments("asr_train", ASRTask.get_parser(), command, "--asr_args or the --asr_config")
     ASRTask.main(cmd=command)
 
 
