@@ -16,7 +16,6 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
@@ -25,16 +24,10 @@ from torch.nn import functional as F
 
 from espnet_lmu.lmu.cuda_graph import BackwardFrames, ForwardFrames, captured
 from espnet_lmu.lmu.legendre import LegendreBuffers, LegendreSystem
+from espnet_lmu.lmu.loops import run_parts, split_batch
 from espnet_lmu.lmu.naive import valid_frames
-from espnet_lmu.lmu.products import fast_products
 
 ROUTES = ("auto", "persistent")
-
-# A thread of a loop over frames has at least this many floating-point operations a frame, and this many sequences: with
-# fewer, reading the matrix, which every thread does, takes longer than multiplying (measured with 4 and 16).
-_OPERATIONS_OF_A_THREAD = 2_000_000
-_SEQUENCES_OF_A_THREAD = 16
-
 
 _one_by_one = False
 
@@ -48,50 +41,6 @@ def frames_one_by_one() -> Iterator[None]:
         yield
     finally:
         _one_by_one = False
-
-
-@contextlib.contextmanager
-def single_thread(device: torch.device) -> Iterator[None]:
-    """Run a loop over frames on one CPU thread.
-
-    A frame is about 0.1 ms of work. Several threads would meet at the end of each frame, and whenever another process
-    holds a core they all wait for the scheduler: tens of times slower than one thread.
-    """
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _over_batch(run: Callable[[slice], None], device: torch.device, batch: int, size: int) -> None:
-    """Run a loop over frames, `run(sequences)`, for all sequences of the batch: on a CPU by several threads.
-
-    Each thread carries its own sequences through all frames and meets the others only at the end. A frame, a product
-    (batch, size) x (size, size), must be worth the threads' handing over of the interpreter, some microseconds a call.
-    """
-    operations = 2 * batch * size**2
-    threads = 1
-    if device.type == "cpu":
-        most = min(batch // _SEQUENCES_OF_A_THREAD, operations // _OPERATIONS_OF_A_THREAD)
-        threads = max(1, min(torch.get_num_threads(), most))
-    with single_thread(device), fast_products(batch // threads, size, size):
-        if threads == 1:
-            run(slice(0, batch))
-            return
-        inference = torch.is_inference_mode_enabled()
-
-        def run_part(number: int) -> None:
-            # These modes belong to a thread; a new one has neither.
-            with torch.inference_mode(inference), torch.no_grad():
-                run(slice(batch * number // threads, batch * (number + 1) // threads))
-
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(run_part, range(threads)))
 
 
 def _run_on_gpu(
@@ -122,7 +71,7 @@ def _run_frames(states: Tensor, transition: Tensor, hidden_size: int, persistent
             hidden[t].tanh_()
 
     _, batch, n = states.shape
-    _over_batch(run, states.device, batch, n)
+    run_parts(run, split_batch(states.device, batch, n), states.device, n)
 
 
 def _run_frames_backward(
@@ -144,7 +93,7 @@ def _run_frames_backward(
             hidden[t].mul_(slope[t])
 
     _, batch, n = grads.shape
-    _over_batch(run, grads.device, batch, n)
+    run_parts(run, split_batch(grads.device, batch, n), grads.device, n)
 
 
 def folded_matrices(W_h: Tensor, W_m: Tensor, e_h: Tensor, e_m: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:

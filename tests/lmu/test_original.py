@@ -9,7 +9,8 @@ from lmu_agreement import assert_agree, assert_all_agree, outputs_and_gradients,
 
 from espnet_lmu.lmu import LMU, original
 from espnet_lmu.lmu.naive import naive_lmu
-from espnet_lmu.lmu.original import fused_lmu, single_thread
+from espnet_lmu.lmu.loops import single_thread
+from espnet_lmu.lmu.original import fused_lmu
 
 PARAMETERS = ("e_x", "e_h", "e_m", "W_x", "W_h", "W_m")
 

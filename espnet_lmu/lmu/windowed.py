@@ -1,0 +1,211 @@
+"""The original LMU with its memory taken out of the loop over frames: for a CPU and a memory of high order.
+
+B: batch, T: frames, H: hidden size, d: memory size, C: frames of a window, n = H + C.
+
+Over a window of C frames that begins with the memory m0, the memory is linear in what enters it:
+
+    m[t] = A^t m0 + K w[t]        w[t] = (u[t], u[t-1], .., u[t-C+1])        K = [ B, A B, .., A^(C-1) B ]
+
+where u before the window counts as zero. With z = [h; w] in place of [h; m] (see original.py), a frame is again
+z[t] = [tanh(p); q], [p; q] = drive[t] + G z[t-1], but G is of n rows with a C that may be much smaller than d:
+
+    G = [ W_h + W_m B e_h    M K   ]      drive[t] = [ (W_x + W_m B e_x) x[t] + M A^(t-1) m0   ]
+        [ e_h                e_m K ]                 [ e_x x[t]               + e_m A^(t-1) m0 ]
+        [ 0                  shift ]                 [ 0                                       ]      M = W_m A + W_m B e_m
+
+`shift` moves the window by a frame. What is gone from the loop, the powers of A, M and K applied to all frames of a
+window, are a few products of many rows each. The loop's cost is reading G: at H = 512, d = 256 and C = 32, half.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from espnet_lmu.lmu.loops import run_parts, split_batch
+from espnet_lmu.lmu.naive import valid_frames
+
+WINDOW = 32  # frames, a power of two
+
+
+class _Matrices:
+    """G of the top of the file and what goes with it, transposed, because states are rows."""
+
+    def __init__(self, W_h: Tensor, W_m: Tensor, e_h: Tensor, e_m: Tensor, A: Tensor, B: Tensor):
+        hidden_size = len(W_h)
+        self.powers = [A.T]  # of A.T: 1, 2, 4, .., WINDOW
+        impulse = B.T  # K.T, (C, d)
+        while len(impulse) < WINDOW:
+            impulse = torch.cat([impulse, impulse @ self.powers[-1]])
+            self.powers.append(self.powers[-1] @ self.powers[-1])
+        self.impulse = impulse
+        self.gain = W_m @ B  # how u[t] reaches p[t], (H, 1)
+        self.from_memory = torch.cat([W_m @ A + self.gain @ e_m, e_m]).T.contiguous()  # [M; e_m].T, (d, H + 1)
+        self.G = A.new_zeros(hidden_size + WINDOW, hidden_size + WINDOW)
+        self.G[:hidden_size, :hidden_size] = W_h + self.gain @ e_h
+        self.G[hidden_size, :hidden_size] = e_h[0]
+        self.G[: hidden_size + 1, hidden_size:] = (impulse @ self.from_memory).T
+        self.G[hidden_size + 1 :, hidden_size:-1] = torch.eye(WINDOW - 1, dtype=A.dtype, device=A.device)
+
+    def decay(self, memory: Tensor) -> None:
+        """Fill rows 1, 2, .. of memory (k, B, d), k <= WINDOW + 1, with A^t of row 0."""
+        rows = memory.flatten(0, 1)
+        batch, done = memory.shape[1], 1
+        for power in self.powers:
+            count = min(done, len(memory) - done)
+            if count > 0:
+                torch.mm(rows[: count * batch], power, out=rows[done * batch : (done + count) * batch])
+                done += count
+
+    def decay_backward(self, grads: Tensor) -> Tensor:
+        """The gradient of row 0 of `decay` for those of all rows, (WINDOW + 1, B, d)."""
+        last, rows = grads[-1], grads[:-1]
+        total = last @ self.powers[-1].T
+        for power in self.powers[-2::-1]:
+            half = len(rows) // 2
+            rows = rows[:half] + rows[half:] @ power.T
+        return total + rows[0]
+
+
+def _run_frames(matrices: _Matrices, transition: Tensor, drive: Tensor, h: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    """All frames of sequences: z (T+1, B, n) and m (T+1, B, d), from the initial state on."""
+    batch, frames, _ = drive.shape
+    hidden_size = h.shape[1]
+    states = drive.new_zeros(frames + 1, batch, len(transition))
+    memory = drive.new_empty(frames + 1, batch, m.shape[1])
+    states[0, :, :hidden_size], memory[0] = h, m
+    drive = drive.transpose(0, 1)
+    states[1:, :, : hidden_size + 1] = drive
+    states[1:, :, :hidden_size].addcmul_(drive[..., hidden_size:], matrices.gain.T)
+
+    rows, hidden = states.unbind(0), states[..., :hidden_size].unbind(0)
+    for start in range(0, frames, WINDOW):
+        end = min(start + WINDOW, frames)
+        matrices.decay(memory[start : end + 1])
+        driven = states[start + 1 : end + 1].flatten(0, 1)
+        driven[:, : hidden_size + 1].addmm_(memory[start:end].flatten(0, 1), matrices.from_memory)
+        for t in range(start + 1, end + 1):
+            if t == start + 1:
+                rows[t].addmm_(hidden[t - 1], transition[:hidden_size])  # no u before the window
+            else:
+                rows[t].addmm_(rows[t - 1], transition)
+            hidden[t].tanh_()
+        memory[start + 1 : end + 1].flatten(0, 1).addmm_(driven[:, hidden_size:], matrices.impulse)
+    return states, memory
+
+
+def _run_frames_backward(
+    matrices: _Matrices, W_m: Tensor, e_m: Tensor, grads: Tensor, slopes: Tensor, grad_memory: Tensor, ends: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Turn grads (T+1, B, n), the outer gradient of z, in place into that of [p; q] of each frame.
+
+    grad_memory (B, d) is the outer gradient of the memory after frame ends (B,) of each sequence.
+
+    Returns: the gradient of u[t], (T, B, 1), and of the initial memory, (B, d).
+    """
+    frames, batch = len(grads) - 1, grads.shape[1]
+    hidden_size = W_m.shape[0]
+    every = torch.arange(batch)
+    grads[ends, every, hidden_size:] += grad_memory @ matrices.impulse.T
+    grad_u = grads.new_empty(frames, batch, 1)
+    carried = torch.zeros_like(grad_memory)
+    rows, hidden, slope = grads.unbind(0), grads[..., :hidden_size].unbind(0), slopes.unbind(0)
+    for start in reversed(range(0, frames, WINDOW)):
+        end = min(start + WINDOW, frames)
+        rows[end][:, hidden_size:].addmm_(carried, matrices.impulse.T)
+        for t in range(end, start, -1):
+            if t == end < frames:
+                hidden[t].addmm_(rows[t + 1], matrices.G[:, :hidden_size])
+            elif t < end:
+                rows[t].addmm_(rows[t + 1], matrices.G)
+            hidden[t].mul_(slope[t - 1])
+        of_window = grads[start + 1 : end + 1]
+        grad_p = of_window[..., :hidden_size]
+        # u[t] also reaches p[t], which G has folded away
+        torch.add(of_window[..., hidden_size, None], grad_p @ matrices.gain, out=grad_u[start:end])
+        # the gradient of what `decay` gave: m[t] reaches p[t] and u[t+1]
+        grad_decay = grads.new_zeros(WINDOW + 1, batch, len(matrices.powers[0]))
+        grad_decay[1 : end - start + 1] = grad_p @ W_m
+        grad_decay[: end - start] += grad_u[start:end] * e_m
+        grad_decay[end - start] += carried
+        ended = (ends > start) & (ends <= end)
+        grad_decay[(ends - start)[ended], every[ended]] += grad_memory[ended]
+        carried = matrices.decay_backward(grad_decay)
+    return grad_u, carried + grad_memory * (ends == 0)[:, None]
+
+
+class WindowedLMU(torch.autograd.Function):
+    """Inputs and outputs as those of `original._FusedLMU`, without its last input; see the top of the file."""
+
+    @staticmethod
+    def forward(ctx, drive, W_h, W_m, e_h, e_m, A, B, h, m, lengths):
+        batch, frames, _ = drive.shape
+        hidden_size = len(W_h)
+        matrices = _Matrices(W_h, W_m, e_h, e_m, A, B)
+        transition = matrices.G.T.contiguous()
+        y = drive.new_empty(batch, frames, hidden_size)
+        last_h, last_m = torch.empty_like(h), torch.empty_like(m)
+        ends = torch.full((batch,), frames) if lengths is None else lengths
+        parts, results = split_batch(drive.device, batch, len(transition)), {}
+
+        def run(sequences: slice) -> None:
+            states, memory = _run_frames(matrices, transition, drive[sequences], h[sequences], m[sequences])
+            y[sequences] = states[1:, :, :hidden_size].transpose(0, 1)
+            index = ends[sequences], torch.arange(states.shape[1])
+            last_h[sequences], last_m[sequences] = states[index][:, :hidden_size], memory[index]
+            results[sequences.start] = states, memory
+
+        run_parts(run, parts, drive.device, len(transition))
+        if lengths is not None:
+            y.masked_fill_(~valid_frames(lengths, frames)[..., None], 0)
+        ctx.matrices, ctx.parts, ctx.masked = matrices, parts, lengths is not None
+        ctx.save_for_backward(W_m, e_m, B, ends, *(tensor for part in parts for tensor in results[part.start]))
+        return y, last_h, last_m
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y, grad_h, grad_m):
+        # whoever calls backward() under autocast would otherwise get these products in half precision
+        with torch.autocast(grad_y.device.type, enabled=False):
+            return WindowedLMU._gradients(ctx, grad_y, grad_h, grad_m)
+
+    @staticmethod
+    def _gradients(ctx, grad_y, grad_h, grad_m):
+        W_m, e_m, B, ends, *saved = ctx.saved_tensors
+        matrices = ctx.matrices
+        hidden_size, frames = len(W_m), grad_y.shape[1]
+        grad_drive = grad_y.new_empty(*grad_y.shape[:2], hidden_size + 1)
+        grad_first_h, grad_first_m = torch.empty_like(grad_h), torch.empty_like(grad_m)
+        parts, whole = dict(zip([part.start for part in ctx.parts], zip(saved[::2], saved[1::2], strict=True), strict=True)), {}
+
+        def run(sequences: slice) -> None:
+            states, memory = parts[sequences.start]
+            batch = states.shape[1]
+            grads = torch.zeros_like(states)
+            grads[1:, :, :hidden_size] = grad_y[sequences].transpose(0, 1)
+            if ctx.masked:
+                # a padded frame has no gradient, but its state may have overflowed, and 0 x inf is not 0
+                after = (torch.arange(frames + 1)[:, None] > ends[sequences])[..., None]
+                grads.masked_fill_(after, 0)
+                states, memory = states.masked_fill(after, 0), memory.masked_fill(after, 0)
+            grads[ends[sequences], torch.arange(batch), :hidden_size] += grad_h[sequences]
+            slopes = torch.addcmul(grads.new_ones(()), states[1:, :, :hidden_size], states[1:, :, :hidden_size], value=-1)
+            grad_u, grad_first_m[sequences] = _run_frames_backward(
+                matrices, W_m, e_m, grads, slopes, grad_m[sequences], ends[sequences]
+            )
+            grad_first_h[sequences] = torch.addmm(grads[0, :, :hidden_size], grads[1], matrices.G[:, :hidden_size])
+            grad_drive[sequences, :, :hidden_size] = grads[1:, :, :hidden_size].transpose(0, 1)
+            grad_drive[sequences, :, hidden_size:] = grad_u.transpose(0, 1)
+            whole[sequences.start] = grads, grad_u, states, memory
+
+        run_parts(run, ctx.parts, grad_y.device, len(matrices.G))
+        totals = [0, 0, 0, 0]
+        for grads, grad_u, states, memory in whole.values():
+            flat_p, flat_u = grads[1:].flatten(0, 1)[:, :hidden_size].T, grad_u.view(1, -1)
+            hidden = states[:-1].flatten(0, 1)[:, :hidden_size]
+            totals[0] += flat_p @ hidden
+            totals[1] += flat_p @ memory[1:].flatten(0, 1)
+            totals[2] += flat_u @ hidden
+            totals[3] += flat_u @ memory[:-1].flatten(0, 1)
+        return grad_drive, *totals, None, None, grad_first_h, grad_first_m, None
