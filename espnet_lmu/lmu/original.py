@@ -10,6 +10,8 @@ With m[t] put into the equation of h[t] and z = [h; m], a frame is z[t] = [tanh(
 The drive of all frames is one product before the loop. Going back through time takes one product with G per frame and
 yields the gradient of every p and q; all parameter gradients then follow from the textbook equations in two products
 over all frames at once. That is a third less work than the gradient of G, and G needs no autograd graph.
+
+On a CPU, long sequences with a memory of high order take another form, with a smaller G: windowed.py.
 """
 
 import contextlib
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from espnet_lmu.lmu import windowed
 from espnet_lmu.lmu.cuda_graph import BackwardFrames, ForwardFrames, captured
 from espnet_lmu.lmu.legendre import LegendreBuffers, LegendreSystem
 from espnet_lmu.lmu.loops import run_parts, split_batch
@@ -225,7 +228,11 @@ def fused_recurrence(
     persistent: torch.dtype | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """`fused_lmu` after its input products: drive (B, T, H + 1) is what x[t] adds to the argument of tanh and to u."""
-    y, h, m = _FusedLMU.apply(drive, W_h, W_m, e_h, e_m, A, B, h, m, lengths, persistent)
+    values = (drive, W_h, W_m, e_h, e_m, A, B, h, m, lengths)
+    if windowed.pays_off(drive, m):
+        y, h, m = windowed.WindowedLMU.apply(*values)
+    else:
+        y, h, m = _FusedLMU.apply(*values, persistent)
     return y, (h, m)
 
 

@@ -11,10 +11,11 @@ z[t] = [tanh(p); q], [p; q] = drive[t] + G z[t-1], but G is of n rows with a C t
 
     G = [ W_h + W_m B e_h    M K   ]      drive[t] = [ (W_x + W_m B e_x) x[t] + M A^(t-1) m0   ]
         [ e_h                e_m K ]                 [ e_x x[t]               + e_m A^(t-1) m0 ]
-        [ 0                  shift ]                 [ 0                                       ]      M = W_m A + W_m B e_m
+        [ 0                  shift ]                 [ 0                                       ]
 
-`shift` moves the window by a frame. What is gone from the loop, the powers of A, M and K applied to all frames of a
-window, are a few products of many rows each. The loop's cost is reading G: at H = 512, d = 256 and C = 32, half.
+where M = W_m A + W_m B e_m and `shift` moves the window by a frame. What is gone from the loop, the powers of A, M and
+K applied to all frames of a window, are a few products of many rows each. They run on the loop's one thread: two
+threads would meet hundreds of times, and wait for whatever else runs on the machine each time.
 """
 
 from __future__ import annotations
@@ -27,6 +28,15 @@ from espnet_lmu.lmu.loops import run_parts, split_batch
 from espnet_lmu.lmu.naive import valid_frames
 
 WINDOW = 32  # frames, a power of two
+_SMALLEST_MEMORY = 256  # d; with 128 there is little to gain (measured at H = 256), with 64 something to lose
+
+
+def pays_off(drive: Tensor, m: Tensor) -> bool:
+    """Whether this form is the faster one for drive (B, T, H + 1) and the memory m (B, d).
+
+    Its matrices take as long as some frames do.
+    """
+    return drive.device.type == "cpu" and m.shape[1] >= _SMALLEST_MEMORY and drive.shape[1] >= 2 * WINDOW
 
 
 class _Matrices:
@@ -72,11 +82,12 @@ def _run_frames(matrices: _Matrices, transition: Tensor, drive: Tensor, h: Tenso
     """All frames of sequences: z (T+1, B, n) and m (T+1, B, d), from the initial state on."""
     batch, frames, _ = drive.shape
     hidden_size = h.shape[1]
-    states = drive.new_zeros(frames + 1, batch, len(transition))
+    states = drive.new_empty(frames + 1, batch, len(transition))
     memory = drive.new_empty(frames + 1, batch, m.shape[1])
     states[0, :, :hidden_size], memory[0] = h, m
     drive = drive.transpose(0, 1)
     states[1:, :, : hidden_size + 1] = drive
+    states[..., hidden_size + 1 :] = 0
     states[1:, :, :hidden_size].addcmul_(drive[..., hidden_size:], matrices.gain.T)
 
     rows, hidden = states.unbind(0), states[..., :hidden_size].unbind(0)
@@ -96,7 +107,7 @@ def _run_frames(matrices: _Matrices, transition: Tensor, drive: Tensor, h: Tenso
 
 
 def _run_frames_backward(
-    matrices: _Matrices, W_m: Tensor, e_m: Tensor, grads: Tensor, slopes: Tensor, grad_memory: Tensor, ends: Tensor
+    matrices: _Matrices, W_m: Tensor, e_m: Tensor, grads: Tensor, states: Tensor, grad_memory: Tensor, ends: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Turn grads (T+1, B, n), the outer gradient of z, in place into that of [p; q] of each frame.
 
@@ -110,16 +121,19 @@ def _run_frames_backward(
     grads[ends, every, hidden_size:] += grad_memory @ matrices.impulse.T
     grad_u = grads.new_empty(frames, batch, 1)
     carried = torch.zeros_like(grad_memory)
-    rows, hidden, slope = grads.unbind(0), grads[..., :hidden_size].unbind(0), slopes.unbind(0)
+    rows, hidden = grads.unbind(0), grads[..., :hidden_size].unbind(0)
+    one = grads.new_ones(())
     for start in reversed(range(0, frames, WINDOW)):
         end = min(start + WINDOW, frames)
         rows[end][:, hidden_size:].addmm_(carried, matrices.impulse.T)
+        outputs = states[start + 1 : end + 1, :, :hidden_size]
+        slopes = torch.addcmul(one, outputs, outputs, value=-1).unbind(0)
         for t in range(end, start, -1):
             if t == end < frames:
                 hidden[t].addmm_(rows[t + 1], matrices.G[:, :hidden_size])
             elif t < end:
                 rows[t].addmm_(rows[t + 1], matrices.G)
-            hidden[t].mul_(slope[t - 1])
+            hidden[t].mul_(slopes[t - start - 1])
         of_window = grads[start + 1 : end + 1]
         grad_p = of_window[..., :hidden_size]
         # u[t] also reaches p[t], which G has folded away
@@ -136,7 +150,11 @@ def _run_frames_backward(
 
 
 class WindowedLMU(torch.autograd.Function):
-    """Inputs and outputs as those of `original._FusedLMU`, without its last input; see the top of the file."""
+    """The loop over frames with its own gradient; see the top of the file.
+
+    Inputs: drive (B, T, H + 1) = [p_x, u_x] = [W_x x, e_x x], then W_h, W_m, e_h, e_m, A, B, h, m, lengths.
+    Outputs: y (B, T, H), h (B, H), m (B, d).
+    """
 
     @staticmethod
     def forward(ctx, drive, W_h, W_m, e_h, e_m, A, B, h, m, lengths):
@@ -177,12 +195,14 @@ class WindowedLMU(torch.autograd.Function):
         hidden_size, frames = len(W_m), grad_y.shape[1]
         grad_drive = grad_y.new_empty(*grad_y.shape[:2], hidden_size + 1)
         grad_first_h, grad_first_m = torch.empty_like(grad_h), torch.empty_like(grad_m)
-        parts, whole = dict(zip([part.start for part in ctx.parts], zip(saved[::2], saved[1::2], strict=True), strict=True)), {}
+        starts = [part.start for part in ctx.parts]
+        parts, whole = dict(zip(starts, zip(saved[::2], saved[1::2], strict=True), strict=True)), {}
 
         def run(sequences: slice) -> None:
             states, memory = parts[sequences.start]
             batch = states.shape[1]
-            grads = torch.zeros_like(states)
+            grads = torch.empty_like(states)
+            grads[0], grads[..., hidden_size:] = 0, 0
             grads[1:, :, :hidden_size] = grad_y[sequences].transpose(0, 1)
             if ctx.masked:
                 # a padded frame has no gradient, but its state may have overflowed, and 0 x inf is not 0
@@ -190,9 +210,8 @@ class WindowedLMU(torch.autograd.Function):
                 grads.masked_fill_(after, 0)
                 states, memory = states.masked_fill(after, 0), memory.masked_fill(after, 0)
             grads[ends[sequences], torch.arange(batch), :hidden_size] += grad_h[sequences]
-            slopes = torch.addcmul(grads.new_ones(()), states[1:, :, :hidden_size], states[1:, :, :hidden_size], value=-1)
             grad_u, grad_first_m[sequences] = _run_frames_backward(
-                matrices, W_m, e_m, grads, slopes, grad_m[sequences], ends[sequences]
+                matrices, W_m, e_m, grads, states, grad_m[sequences], ends[sequences]
             )
             grad_first_h[sequences] = torch.addmm(grads[0, :, :hidden_size], grads[1], matrices.G[:, :hidden_size])
             grad_drive[sequences, :, :hidden_size] = grads[1:, :, :hidden_size].transpose(0, 1)

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from espnet_lmu.lmu import LMU
+
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
@@ -52,3 +54,22 @@ def randomise(module: torch.nn.Module) -> None:
         for name, parameter in module.named_parameters():
             if name != "theta_inv":
                 parameter += 0.1 * torch.randn_like(parameter)
+
+
+ORIGINAL_PARAMETERS = ("e_x", "e_h", "e_m", "W_x", "W_h", "W_m")
+
+
+def original_case(dtype, batch=3, frames=11, input_size=5, hidden_size=7, memory_size=6, theta=9.0):
+    """Random inputs of `naive_lmu`, by name, and an original LMU layer with the same parameters."""
+    torch.manual_seed(frames)
+    layer = LMU(input_size, hidden_size, memory_size, theta).to(dtype)
+    randomise(layer)
+    inputs = {
+        "x": torch.randn(batch, frames, input_size),
+        **{name: getattr(layer, name) for name in ORIGINAL_PARAMETERS},
+    }
+    inputs |= {"A": layer.A, "B": layer.B}
+    inputs |= {"h": torch.randn(batch, hidden_size), "m": torch.randn(batch, memory_size)}
+    return {
+        name: value.detach().to(dtype).requires_grad_(name not in ("A", "B")) for name, value in inputs.items()
+    }, layer

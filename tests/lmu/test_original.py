@@ -5,26 +5,18 @@ import threading
 
 import pytest
 import torch
-from lmu_agreement import assert_agree, assert_all_agree, outputs_and_gradients, randomise
+from lmu_agreement import (
+    ORIGINAL_PARAMETERS,
+    assert_agree,
+    assert_all_agree,
+    original_case,
+    outputs_and_gradients,
+)
 
-from espnet_lmu.lmu import LMU, original
-from espnet_lmu.lmu.naive import naive_lmu
+from espnet_lmu.lmu import LMU, loops
 from espnet_lmu.lmu.loops import single_thread
+from espnet_lmu.lmu.naive import naive_lmu
 from espnet_lmu.lmu.original import fused_lmu
-
-PARAMETERS = ("e_x", "e_h", "e_m", "W_x", "W_h", "W_m")
-
-
-def make_case(dtype, batch=3, frames=11, input_size=5, hidden_size=7, memory_size=6, theta=9.0):
-    torch.manual_seed(frames)
-    layer = LMU(input_size, hidden_size, memory_size, theta).to(dtype)
-    randomise(layer)
-    inputs = {"x": torch.randn(batch, frames, input_size), **{name: getattr(layer, name) for name in PARAMETERS}}
-    inputs |= {"A": layer.A, "B": layer.B}
-    inputs |= {"h": torch.randn(batch, hidden_size), "m": torch.randn(batch, memory_size)}
-    return {
-        name: value.detach().to(dtype).requires_grad_(name not in ("A", "B")) for name, value in inputs.items()
-    }, layer
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -43,7 +35,7 @@ def make_case(dtype, batch=3, frames=11, input_size=5, hidden_size=7, memory_siz
 )
 @pytest.mark.parametrize("lengths", [False, True])
 def test_fused_form_agrees_with_the_step_loop(dtype, sizes, lengths):
-    inputs, _ = make_case(dtype, **sizes)
+    inputs, _ = original_case(dtype, **sizes)
     batch, frames, _ = inputs["x"].shape
     lengths = torch.tensor([frames, max(1, frames // 3), 0][:batch]) if lengths else None
     expected = outputs_and_gradients(lambda: naive_lmu(**inputs, lengths=lengths), inputs)
@@ -52,7 +44,7 @@ def test_fused_form_agrees_with_the_step_loop(dtype, sizes, lengths):
 
 
 def test_gradients_are_those_of_finite_differences():
-    inputs, _ = make_case(torch.float64, batch=2, frames=4, input_size=2, hidden_size=3, memory_size=2)
+    inputs, _ = original_case(torch.float64, batch=2, frames=4, input_size=2, hidden_size=3, memory_size=2)
     lengths = torch.tensor([4, 2])
 
     def run(*values):
@@ -81,7 +73,7 @@ def test_initialisation_is_the_papers():
 
 
 def test_padding_never_changes_a_result():
-    inputs, layer = make_case(torch.float32, frames=13)
+    inputs, layer = original_case(torch.float32, frames=13)
     x, lengths = inputs["x"].detach().clone(), torch.tensor([13, 5, 1])
     for row, length in enumerate(lengths):
         x[row, length:] = float("nan")
@@ -113,7 +105,7 @@ def test_a_recurrence_that_overflows_in_the_padding_leaves_gradients_finite():
 
 
 def test_frame_by_frame_equals_the_whole():
-    inputs, layer = make_case(torch.float64)
+    inputs, layer = original_case(torch.float64)
     whole, (h, m) = layer(inputs["x"])
     state, pieces = None, []
     for frame in inputs["x"].split(1, dim=1):
@@ -125,7 +117,7 @@ def test_frame_by_frame_equals_the_whole():
 
 
 def test_gradient_reaches_the_piece_before_through_the_state():
-    inputs, layer = make_case(torch.float64)
+    inputs, layer = original_case(torch.float64)
     x = inputs["x"]
     (expected,) = torch.autograd.grad(layer(x)[0].square().sum(), x)
     first, state = layer(x[:, :4])
@@ -136,7 +128,7 @@ def test_gradient_reaches_the_piece_before_through_the_state():
 
 @pytest.mark.parametrize("half_layer", [False, True], ids=["autocast", "bfloat16 layer"])
 def test_half_precision_runs_the_recurrence_in_float32(half_layer):
-    inputs, layer = make_case(torch.float32, frames=150)
+    inputs, layer = original_case(torch.float32, frames=150)
     x = inputs["x"].detach().bfloat16()
     if half_layer:
         layer.bfloat16()
@@ -154,18 +146,18 @@ def test_half_precision_runs_the_recurrence_in_float32(half_layer):
 
 
 def test_backward_under_autocast_keeps_the_gradients_exact():
-    inputs, layer = make_case(torch.float32, frames=30)
+    inputs, layer = original_case(torch.float32, frames=30)
     expected = torch.autograd.grad(layer(inputs["x"])[0].square().sum(), list(layer.parameters()))
     with torch.autocast("cpu", torch.bfloat16):
         loss = layer(inputs["x"])[0].square().sum()
         actual = torch.autograd.grad(loss, list(layer.parameters()))
-    for name, gradient, exact in zip(PARAMETERS, actual, expected, strict=True):
+    for name, gradient, exact in zip(ORIGINAL_PARAMETERS, actual, expected, strict=True):
         # the product with the input's weight lies outside the recurrence and may round to half precision
         assert_agree(gradient, exact, name, tolerance=0.02 if name in ("e_x", "W_x") else None)
 
 
 def test_no_gradient_and_inference_mode():
-    inputs, layer = make_case(torch.float32)
+    inputs, layer = original_case(torch.float32)
     expected = layer(inputs["x"])[0]
     with torch.no_grad():
         assert not layer(inputs["x"])[0].requires_grad
@@ -179,7 +171,7 @@ def test_loop_runs_on_one_thread_and_gives_the_threads_back():
     try:
         with single_thread(torch.device("cpu")):
             assert torch.get_num_threads() == 1
-        inputs, layer = make_case(torch.float32)
+        inputs, layer = original_case(torch.float32)
         layer(inputs["x"])[0].sum().backward()
         assert torch.get_num_threads() == 2
         with pytest.raises(RuntimeError), single_thread(torch.device("cpu")):
@@ -191,12 +183,12 @@ def test_loop_runs_on_one_thread_and_gives_the_threads_back():
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 8])
 def test_threads_over_the_batch_change_nothing(batch, monkeypatch):
-    inputs, _ = make_case(torch.float64, batch=batch)
+    inputs, _ = original_case(torch.float64, batch=batch)
     expected = outputs_and_gradients(lambda: fused_lmu(**inputs), inputs)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
-    monkeypatch.setattr(original, "_OPERATIONS_OF_A_THREAD", 1)
-    monkeypatch.setattr(original, "_SEQUENCES_OF_A_THREAD", 1)
+    monkeypatch.setattr(loops, "_OPERATIONS_OF_A_THREAD", 1)
+    monkeypatch.setattr(loops, "_SEQUENCES_OF_A_THREAD", 1)
     try:
         assert_all_agree(outputs_and_gradients(lambda: fused_lmu(**inputs), inputs), expected)
         with torch.inference_mode():
@@ -207,7 +199,7 @@ def test_threads_over_the_batch_change_nothing(batch, monkeypatch):
 
 
 def test_runs_from_several_threads_at_once():
-    inputs, layer = make_case(torch.float32, frames=60)
+    inputs, layer = original_case(torch.float32, frames=60)
     expected = layer(inputs["x"])[0]
     results = [None] * 4
 
