@@ -40,7 +40,7 @@ def pays_off(drive: Tensor, m: Tensor) -> bool:
 
 
 class _Matrices:
-    """G of the top of the file and what goes with it, transposed, because states are rows."""
+    """G of the top of the file; the other matrices transposed, because states are rows."""
 
     def __init__(self, W_h: Tensor, W_m: Tensor, e_h: Tensor, e_m: Tensor, A: Tensor, B: Tensor):
         hidden_size = len(W_h)
@@ -90,17 +90,17 @@ def _run_frames(matrices: _Matrices, transition: Tensor, drive: Tensor, h: Tenso
     states[..., hidden_size + 1 :] = 0
     states[1:, :, :hidden_size].addcmul_(drive[..., hidden_size:], matrices.gain.T)
 
-    rows, hidden = states.unbind(0), states[..., :hidden_size].unbind(0)
     for start in range(0, frames, WINDOW):
         end = min(start + WINDOW, frames)
         matrices.decay(memory[start : end + 1])
         driven = states[start + 1 : end + 1].flatten(0, 1)
         driven[:, : hidden_size + 1].addmm_(memory[start:end].flatten(0, 1), matrices.from_memory)
-        for t in range(start + 1, end + 1):
-            if t == start + 1:
-                rows[t].addmm_(hidden[t - 1], transition[:hidden_size])  # no u before the window
-            else:
-                rows[t].addmm_(rows[t - 1], transition)
+        of_window = states[start : end + 1]
+        rows, hidden = of_window.unbind(0), of_window[..., :hidden_size].unbind(0)
+        rows[1].addmm_(hidden[0], transition[:hidden_size])  # no u before the window
+        hidden[1].tanh_()
+        for t in range(2, len(rows)):
+            rows[t].addmm_(rows[t - 1], transition)
             hidden[t].tanh_()
         memory[start + 1 : end + 1].flatten(0, 1).addmm_(driven[:, hidden_size:], matrices.impulse)
     return states, memory
@@ -121,21 +121,20 @@ def _run_frames_backward(
     grads[ends, every, hidden_size:] += grad_memory @ matrices.impulse.T
     grad_u = grads.new_empty(frames, batch, 1)
     carried = torch.zeros_like(grad_memory)
-    rows, hidden = grads.unbind(0), grads[..., :hidden_size].unbind(0)
     one = grads.new_ones(())
     for start in reversed(range(0, frames, WINDOW)):
         end = min(start + WINDOW, frames)
-        rows[end][:, hidden_size:].addmm_(carried, matrices.impulse.T)
-        outputs = states[start + 1 : end + 1, :, :hidden_size]
-        slopes = torch.addcmul(one, outputs, outputs, value=-1).unbind(0)
-        for t in range(end, start, -1):
-            if t == end < frames:
-                hidden[t].addmm_(rows[t + 1], matrices.G[:, :hidden_size])
-            elif t < end:
-                rows[t].addmm_(rows[t + 1], matrices.G)
-            hidden[t].mul_(slopes[t - start - 1])
         of_window = grads[start + 1 : end + 1]
-        grad_p = of_window[..., :hidden_size]
+        grad_p, outputs = of_window[..., :hidden_size], states[start + 1 : end + 1, :, :hidden_size]
+        rows, hidden = of_window.unbind(0), grad_p.unbind(0)
+        slopes = torch.addcmul(one, outputs, outputs, value=-1).unbind(0)
+        rows[-1][:, hidden_size:].addmm_(carried, matrices.impulse.T)
+        if end < frames:
+            hidden[-1].addmm_(grads[end + 1], matrices.G[:, :hidden_size])
+        hidden[-1].mul_(slopes[-1])
+        for t in range(len(rows) - 2, -1, -1):
+            rows[t].addmm_(rows[t + 1], matrices.G)
+            hidden[t].mul_(slopes[t])
         # u[t] also reaches p[t], which G has folded away
         torch.add(of_window[..., hidden_size, None], grad_p @ matrices.gain, out=grad_u[start:end])
         # the gradient of what `decay` gave: m[t] reaches p[t] and u[t+1]
