@@ -36,10 +36,10 @@ def run(args: argparse.Namespace) -> int:
     files = output_files(list(recordings), args.output, SUFFIXES[args.format]) if args.output else {}
 
     import torch
-    from tqdm import tqdm
 
     from espnet_lmu.data.files import atomic_open
     from espnet_lmu.lmu.products import use_fast_products
+    from espnet_lmu.progress import progress
     from espnet_lmu.recognition.recognizer import load_model
 
     on_cpu = args.device == "cpu"
@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
     results = recognizer.transcribe_all(list(recordings.values()), nj)
     # A bar only where somebody looks, and not between lines of text.
     hidden = not sys.stderr.isatty() or (args.output is None and sys.stdout.isatty())
-    for name, result in zip(recordings, tqdm(results, total=len(recordings), unit="file", disable=hidden), strict=True):
+    shown = progress(results, total=len(recordings), unit="file", disable=hidden)
+    for name, result in zip(recordings, shown, strict=True):
         if isinstance(result, UserError):
             print(f"error: {result}", file=sys.stderr)
             failed += 1

@@ -118,6 +118,11 @@ class Comparison:
         return read_result(run, self.args.data_feats, self.datasets, parameters=0)
 
     def run(self) -> None:
+        from espnet_lmu.encoder.parameters import build_encoder
+
+        for path, content in zip(self.args.encoders, self.encoders.values(), strict=True):
+            if content["encoder"] == "lmu":
+                build_encoder(path)  # an option that cannot work is named before the hours that the others take
         self.root.mkdir(parents=True, exist_ok=True)
         self.check_recipe()
         self.prepare()

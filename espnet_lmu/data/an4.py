@@ -17,6 +17,7 @@ from pathlib import Path
 from espnet_lmu.data.files import command_line
 from espnet_lmu.data.kaldi_dir import write_data_dir
 from espnet_lmu.errors import UserError
+from espnet_lmu.progress import progress
 
 URL = "http://www.speech.cs.cmu.edu/databases/an4/an4_sphere.tar.gz"
 DEVELOPMENT_UTTERANCES = 100
@@ -26,14 +27,12 @@ _LINE = re.compile(r"(?:<s>\s+)?(?P<words>.*?)(?:\s+</s>)?\s*\((?P<file>[^-()]+-
 
 def download(target: Path) -> None:
     """Fetch the official archive to `target`, with a progress bar."""
-    from tqdm import tqdm
-
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".part")
     try:
         with urllib.request.urlopen(URL, timeout=60) as response, open(partial, "wb") as stream:
             size = int(response.headers.get("Content-Length") or 0)
-            with tqdm(desc="download AN4", total=size or None, unit="B", unit_scale=True) as bar:
+            with progress(desc="download AN4", total=size or None, unit="B", unit_scale=True) as bar:
                 while block := response.read(1 << 18):
                     stream.write(block)
                     bar.update(len(block))

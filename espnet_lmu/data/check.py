@@ -23,6 +23,7 @@ from espnet_lmu.data.segments import Excerpt, parse_segment, read_excerpt, sampl
 from espnet_lmu.data.transcripts import check_transcripts, frames_per_second, make_tokenizer, read_vocabulary
 from espnet_lmu.errors import UserError
 from espnet_lmu.parallel import map_pieces
+from espnet_lmu.progress import progress
 
 FULL_SCALE = 0.999  # of the largest sample value
 CLIPPED_SHARE = 0.001  # of an utterance's samples that are at full scale
@@ -162,8 +163,6 @@ def _measure_piece(piece: list[Excerpt]) -> list[dict]:
 
 def measure_all(directory: Path, audio: dict[str, Excerpt], **parallel) -> dict[str, dict]:
     """`measure` of every utterance, in pieces, where no earlier run has read the same file."""
-    from tqdm import tqdm
-
     cache = directory / ".audio.jsonl"
     known: dict[tuple, dict] = {}
     if cache.exists():
@@ -184,7 +183,7 @@ def measure_all(directory: Path, audio: dict[str, Excerpt], **parallel) -> dict[
         for other in set(directory.glob(".audio.*/")) - {folder}:
             shutil.rmtree(other)
         pieces = {f"audio.{i // _PIECE_SIZE + 1}": (new[i : i + _PIECE_SIZE],) for i in range(0, len(new), _PIECE_SIZE)}
-        with tqdm(desc=f"check {directory}", total=len(new), unit="utt", dynamic_ncols=True) as bar:
+        with progress(desc=f"check {directory}", total=len(new), unit="utt") as bar:
             results = map_pieces(
                 _measure_piece,
                 pieces,

@@ -23,6 +23,7 @@ from espnet_lmu.data import espeak
 from espnet_lmu.data.files import command_line
 from espnet_lmu.data.kaldi_dir import write_data_dir
 from espnet_lmu.errors import UserError
+from espnet_lmu.progress import progress
 
 SAMPLE_RATE = 16000
 SETS = ("train", "valid", "test")
@@ -100,13 +101,11 @@ def make_demo_corpus(audio_dir: Path, data_dir: Path, seed: int = 1, num_jobs: i
         raise UserError(f"--nj {num_jobs}: give a number of processes of at least 1")
     if not scale > 0:
         raise UserError(f"--scale {scale}: give a number above 0")
-    from tqdm import tqdm
-
     speakers = demo_speakers(seed)
     numbers = {name: range(max(1, round(_NUM_UTTERANCES[name] * scale))) for name in SETS}
     with (
         multiprocessing.get_context("fork").Pool(num_jobs) as pool,
-        tqdm(total=sum(map(len, numbers.values())), desc="demo corpus", unit="utt") as progress,
+        progress(total=sum(map(len, numbers.values())), desc="demo corpus", unit="utt") as bar,
     ):
         for name in SETS:
             tables: dict[str, dict[str, str]] = {"wav.scp": {}, "text": {}, "utt2spk": {}}
@@ -117,7 +116,7 @@ def make_demo_corpus(audio_dir: Path, data_dir: Path, seed: int = 1, num_jobs: i
                 tables["wav.scp"][utterance.key] = str(path)
                 tables["text"][utterance.key] = utterance.text.upper()
                 tables["utt2spk"][utterance.key] = utterance.speaker
-                progress.update()
+                bar.update()
             write_data_dir(data_dir / name, tables)
 
 

@@ -24,6 +24,7 @@ from espnet_lmu.data.kaldi_dir import excerpts, read_data_dir, write_data_dir, w
 from espnet_lmu.data.segments import Excerpt, read_excerpt
 from espnet_lmu.errors import UserError
 from espnet_lmu.parallel import map_pieces
+from espnet_lmu.progress import progress
 
 MEL_BINS = 80
 FRAME_LENGTH_MS = 25
@@ -208,8 +209,6 @@ def format_data_dir(source: Path, target: Path, feats_type: str, fs: int, **para
     Raises:
         UserError: recordings that cannot be read; the shards without such recordings stay.
     """
-    from tqdm import tqdm
-
     tables = read_data_dir(source)
     speeds = tables.pop("utt2speed", {})
     items = [_Item(key, audio, float(speeds.get(key, 1))) for key, audio in excerpts(tables).items()]
@@ -239,7 +238,7 @@ def format_data_dir(source: Path, target: Path, feats_type: str, fs: int, **para
         import torchaudio  # noqa: F401
 
     done = sum(len(record["entries"]) for record in records)
-    bar = tqdm(desc=str(target), total=len(items), initial=done, unit="utt", dynamic_ncols=True)
+    bar = progress(desc=str(target), total=len(items), initial=done, unit="utt")
     pieces = target / "data" / "pieces"
     for left_by_a_kill in (pieces, *(target / "data").glob(".*.tmp*")):
         _remove(left_by_a_kill)

@@ -17,6 +17,7 @@ from espnet_lmu.decoding.greedy import GreedyDecoder
 from espnet_lmu.decoding.results import Hypothesis
 from espnet_lmu.errors import UserError
 from espnet_lmu.parallel import map_pieces
+from espnet_lmu.progress import progress
 
 Batch = list[tuple[str, str]]  # ids and paths
 
@@ -111,8 +112,6 @@ def decode_set(
     Returns:
         for each setting the hypotheses of all utterances.
     """
-    from tqdm import tqdm
-
     _, scp, durations = read_inputs(data_dir, read_train_config(files.config_file))
     # Longest first: what does not fit into memory fails at once, and the short batches even out the end.
     order = sorted(scp, key=lambda key: (-durations[key], key))
@@ -129,7 +128,7 @@ def decode_set(
     start = time.perf_counter()
     pieces = {f"{i:05d}": (decode, files, group) for i, group in enumerate(groups)}
     sizes = {f"{i:05d}": sum(map(len, group)) for i, group in enumerate(groups)}
-    with tqdm(desc=f"decode {data_dir.name}", total=len(scp), unit="utt", dynamic_ncols=True) as bar:
+    with progress(desc=f"decode {data_dir.name}", total=len(scp), unit="utt") as bar:
         results = map_pieces(
             _decode_piece,
             pieces,

@@ -14,6 +14,7 @@ from espnet_lmu.decoding.results import FILES, Hypothesis
 from espnet_lmu.errors import UserError
 from espnet_lmu.hook import check_arguments, ignore_espnets_warnings
 from espnet_lmu.parallel import map_pieces
+from espnet_lmu.progress import progress
 
 _KINDS = {"wav.scp": "sound", "feats.scp": "kaldi_ark"}
 _SHORTEST = 0.025  # seconds: one analysis window; asr_inference stops with an error at half of it
@@ -78,8 +79,6 @@ def decode_beam(
     Raises:
         UserError: options that asr_inference or the model does not take, or pieces that failed.
     """
-    from tqdm import tqdm
-
     train_config = read_train_config(config_file)
     settings = read_yaml(inference_config)
     try:
@@ -112,7 +111,7 @@ def decode_beam(
     if not ngpu:
         # CUDA does not survive a fork, and ESPnet asks for GPUs as it is imported: there each process does that.
         parallel["prepare"] = _import_asr_inference
-    with tqdm(desc=f"decode {data_dir.name}", total=len(keys), unit="utt", dynamic_ncols=True) as bar:
+    with progress(desc=f"decode {data_dir.name}", total=len(keys), unit="utt") as bar:
         results = map_pieces(
             search_piece,
             pieces,

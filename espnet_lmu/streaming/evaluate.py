@@ -12,6 +12,7 @@ from espnet_lmu.data.audio import resample
 from espnet_lmu.data.files import command_line
 from espnet_lmu.data.kaldi_dir import excerpts, read_data_dir
 from espnet_lmu.data.segments import read_excerpt
+from espnet_lmu.progress import progress
 from espnet_lmu.recognition.model_files import open_model
 from espnet_lmu.scoring.error_rate import ErrorRate, score, split_words
 
@@ -57,8 +58,6 @@ def evaluate(model: str, data_dirs: list[str], chunks: list[float], device: str 
     Returns:
         the lines of a table.
     """
-    from tqdm import tqdm
-
     from espnet_lmu.streaming.recognizer import StreamingRecognizer
     from espnet_lmu.streaming.session import Timing, recognize
 
@@ -70,7 +69,7 @@ def evaluate(model: str, data_dirs: list[str], chunks: list[float], device: str 
         for chunk in chunks:
             recognizer = first.another(chunk)
             timing, texts = Timing(), {}
-            for key, excerpt in tqdm(excerpts(tables).items(), unit="utt", leave=False, dynamic_ncols=True):
+            for key, excerpt in progress(excerpts(tables).items(), unit="utt", leave=False):
                 samples = resample(*read_excerpt(excerpt), recognizer.fs)
                 size = round(_BLOCK * recognizer.fs)
                 blocks = (samples[begin : begin + size] for begin in range(0, len(samples), size))

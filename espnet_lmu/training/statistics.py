@@ -20,6 +20,7 @@ from espnet_lmu.data.kaldi_dir import read_table, write_table
 from espnet_lmu.errors import UserError
 from espnet_lmu.hook import check_arguments, ignore_espnets_warnings, import_asr_train
 from espnet_lmu.parallel import map_pieces
+from espnet_lmu.progress import progress
 
 _PIECE_SIZE = 2000  # training utterances: a few hours of speech
 PARTS = ("train", "valid")
@@ -112,9 +113,7 @@ def collect_statistics(
             write_table(directory / f"keys.{part}", dict.fromkeys(piece, "-"))
         pieces[directory.name] = (arguments, str(directory))
         directories.append(directory)
-    from tqdm import tqdm
-
-    with tqdm(desc="statistics", total=number, unit="piece", dynamic_ncols=True) as bar:
+    with progress(desc="statistics", total=number, unit="piece") as bar:
         options = {"prepare": import_asr_train, "advance": lambda _: bar.update(), **parallel}
         map_pieces(collect_piece, pieces, directory=unfinished / stamp, **options)
     write_features(unfinished, read_features(scps["valid"].parent))

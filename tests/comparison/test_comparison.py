@@ -155,6 +155,10 @@ def test_best_rate_gets_all_seeds_and_finished_runs_are_kept(tmp_path):
     (tmp_path / "other/one.yaml").write_text(yaml.safe_dump(ENCODER))
     result = compare("--seeds", "1", "other/one.yaml")
     assert result.returncode == 1 and "error: two encoders have one name" in result.stderr
+    (tmp_path / "wrong.yaml").write_text("encoder: lmu\nencoder_conf:\n    thetta: 8.0\n")
+    result = compare("--seeds", "1", "wrong.yaml")
+    assert result.returncode == 1 and "error: wrong.yaml: encoder_conf: " in result.stderr and "thetta" in result.stderr
+    assert (tmp_path / "calls.txt").read_text().splitlines() == calls
     result = compare("--seeds", "1 1")
     assert result.returncode == 2 and "--seeds: invalid list value" in result.stderr
 
