@@ -40,6 +40,15 @@ def check_streamable(encoder: nn.Module) -> None:
         )
 
 
+def is_streamable(encoder: nn.Module) -> bool:
+    """Whether `check_streamable` raises nothing."""
+    try:
+        check_streamable(encoder)
+    except ValueError:
+        return False
+    return True
+
+
 def stream(
     encoder: nn.Module,
     x: Tensor,

@@ -195,6 +195,20 @@ def stream_input(layer: nn.Module, x: Tensor, state: InputState | None, is_final
     return y, InputState(x[:, begin:].clone(), history + y.size(1) * layer.factor - begin)
 
 
+def in_pieces(layer: nn.Module, x: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+    """A batch without padding through an input layer, `frames` frames at a time: the memory of a piece is enough.
+
+    Returns: what `layer(x, lengths)` does, (B, T', D) and (B,).
+    """
+    outputs, state = [], None
+    pieces = x.split(frames, dim=1)
+    for number, piece in enumerate(pieces, start=1):
+        y, state = stream_input(layer, piece, state, is_final=number == len(pieces))
+        outputs.append(y)
+    y = torch.cat(outputs, dim=1)
+    return y, torch.full((len(y),), y.size(1), device=x.device)
+
+
 def build_input_layer(name: str, input_size: int, output_size: int, channels: int | None = None) -> nn.Module:
     """The input layer called `name`, one of `INPUT_LAYERS`.
 

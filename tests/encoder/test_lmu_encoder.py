@@ -13,6 +13,7 @@ from weights import draw_attention
 
 from espnet_lmu import LMUEncoder
 from espnet_lmu.bin import main
+from espnet_lmu.encoder import lmu_encoder
 from espnet_lmu.encoder.attention import SelfAttention
 from espnet_lmu.encoder.subsampling import INPUT_LAYERS
 
@@ -44,6 +45,30 @@ VARIANTS = {
     "no attention": {"use_attention": False},
     "euler": {"discretizer": "euler", "theta": 200.0},
 }
+
+
+LIMITED = {"limited attention": {"attention_context": [5, 4]}, "several chunks": {"attention_context": [5, [2, 4, 9]]}}
+
+
+@pytest.mark.parametrize("options", [*VARIANTS.values(), *LIMITED.values()], ids=[*VARIANTS, *LIMITED])
+def test_a_long_recording_in_pieces_is_the_recording(options, monkeypatch):
+    encoder = make_encoder(**options)
+    x, lengths = torch.randn(2, 131, 20), torch.tensor([131, 131])
+    expected, expected_lengths, _ = encoder(x, lengths)
+    monkeypatch.setattr(lmu_encoder, "_PIECE", 32)
+    pieces = []
+    encoder.embed.register_forward_pre_hook(lambda _, inputs: pieces.append(inputs[0].size(1)))
+    with torch.inference_mode():
+        out, out_lengths, states = encoder(x, lengths)
+    assert len(pieces) > 1 and max(pieces) < 64
+    assert states is None and out_lengths.tolist() == expected_lengths.tolist()
+    torch.testing.assert_close(out, expected.detach(), rtol=0, atol=1e-5)
+    # with padding, and with a gradient, all at once
+    pieces.clear()
+    encoder(x, lengths)
+    with torch.inference_mode():
+        encoder(x, torch.tensor([131, 90]))
+    assert pieces == [131, 131]
 
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
