@@ -7,6 +7,7 @@ again, and that is this file: importing the package, below, registers the encode
 
 from __future__ import annotations
 
+import importlib.util
 import runpy
 import sys
 
@@ -19,6 +20,12 @@ def main() -> None:
     argv = sys.argv[1:]
     if len(argv) < 2 or argv[0] != "-m":
         sys.exit("usage: python -m espnet_lmu.run -m espnet2.bin.COMMAND [ARGUMENT ...]")
+    try:
+        found = importlib.util.find_spec(argv[1]) is not None
+    except ModuleNotFoundError:  # of the package that the module would be in
+        found = False
+    if not found:
+        sys.exit(f"error: {argv[1]}: no such Python module; ESPnet's commands are in espnet2.bin")
     hook.speed_up_tasks()
     sys.argv = argv[1:]
     runpy.run_module(argv[1], run_name="__main__")

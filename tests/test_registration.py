@@ -90,6 +90,13 @@ def test_the_runner_explains_its_usage():
     assert run.stderr.startswith("usage: python -m espnet_lmu.run -m espnet2.bin.COMMAND")
 
 
+@pytest.mark.parametrize("module", ["espnet2.bin.asr_trian", "espnte2.bin.asr_train"])
+def test_the_runner_names_a_module_that_does_not_exist(module):
+    run = subprocess.run([sys.executable, "-m", "espnet_lmu.run", "-m", module], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert run.stderr == f"error: {module}: no such Python module; ESPnet's commands are in espnet2.bin\n"
+
+
 @pytest.fixture
 def trained_model(tmp_path):
     """Configuration and (random) weights of a model, as asr_train leaves them."""
