@@ -28,7 +28,7 @@ from espnet_lmu.lmu.loops import run_parts, split_batch
 from espnet_lmu.lmu.naive import valid_frames
 
 WINDOW = 32  # frames, a power of two
-_SMALLEST_MEMORY = 256  # d; with 128 there is little to gain (measured at H = 256), with 64 something to lose
+_SMALLEST_MEMORY = 256  # d; with 128 there is nothing to gain (measured at H = 256), with 64 much to lose
 
 
 def pays_off(drive: Tensor, m: Tensor) -> bool:
