@@ -130,27 +130,40 @@ class DepthwiseStridingInput(nn.Module):
         _check_length(lengths, self.shortest)
         lengths = lengths.to(x.device)
         # Everything stays in the order (B, T, F, channels): a CPU takes two thirds of the time for matrix products and
-        # a depthwise convolution in that order that it takes for ordinary convolutions. The column of ones is the
-        # bias. The weight is contiguous because autograd chooses by it how to form its gradient: six times faster so.
-        x = F.pad(x.masked_fill(~valid_frames(lengths, x.size(1))[:, :, None], 0.0), (1, 1, 1, 1))
-        patches = F.pad(x.unfold(1, 3, 2).unfold(2, 3, 2).flatten(3), (0, 1), value=1.0)
-        x = patches @ torch.cat([self.first.weight.flatten(1).T, self.first.bias[None]])
-        lengths = torch.div(lengths + 1, 2, rounding_mode="floor")
-        x = _relu(x, lengths)
+        # a depthwise convolution in that order that it takes for ordinary convolutions.
+        x = x.masked_fill(~valid_frames(lengths, x.size(1))[:, :, None], 0.0)
+        lengths = _halved(lengths)
+        x = (self._patches(x, lengths) @ torch.cat([self.first.weight.flatten(1).T, self.first.bias[None]])).relu_()
         for stage in self.stages:
             x = stage["depthwise"](x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             x = stage["pointwise"](x)
-            lengths = torch.div(lengths + 1, 2, rounding_mode="floor")
-            x = _relu(x, lengths)
+            lengths = _halved(lengths)
+            # Autograd need not know of the zeros in the padding: where its output is 0, ReLU passes no gradient on.
+            with torch.no_grad():
+                x.masked_fill_(~valid_frames(lengths, x.size(1))[:, :, None, None], 0.0)
+            x = x.relu_()
         return self.out(x.flatten(2)), lengths
 
+    @staticmethod
+    def _patches(x: Tensor, lengths: Tensor) -> Tensor:
+        """What each output of the first convolution sees of (B, T, F), and a one for its bias: (B, T', F', 10).
 
-def _relu(x: Tensor, lengths: Tensor) -> Tensor:
-    """ReLU of (B, T, F, channels), in place, with zeros in the padding."""
-    # Autograd need not know of the zeros: where its output is 0, ReLU passes no gradient on.
-    with torch.no_grad():
-        x.masked_fill_(~valid_frames(lengths, x.size(1))[:, :, None, None], 0.0)
-    return x.relu_()
+        All zero in the padding, after the outputs' `lengths`, so that the outputs are. Made of ten contiguous planes: a
+        CPU copies them in a third of the time that patch after patch takes it.
+        """
+        frames, bands = (x.size(1) + 1) // 2, (x.size(2) + 1) // 2
+        valid = valid_frames(lengths, frames)[:, :, None].to(x.dtype)
+        x = F.pad(x, (1, 1, 1, 1))
+        planes = [
+            x[:, row : row + 2 * frames - 1 : 2, column : column + 2 * bands - 1 : 2] * valid
+            for row in range(3)
+            for column in range(3)
+        ]
+        return torch.stack([*planes, valid.expand_as(planes[0])]).permute(1, 2, 3, 0)
+
+
+def _halved(lengths: Tensor) -> Tensor:
+    return torch.div(lengths + 1, 2, rounding_mode="floor")
 
 
 class InputState(NamedTuple):
