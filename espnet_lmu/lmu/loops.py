@@ -1,12 +1,15 @@
 """Threads of a loop over frames on a CPU."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 
 from espnet_lmu.lmu.products import fast_products
+
+_Result = TypeVar("_Result")
 
 # A thread of a loop over frames has at least this many floating-point operations a frame, and this many sequences: with
 # fewer, reading the matrix, which every thread does, takes longer than multiplying (measured with 4 and 16).
@@ -41,22 +44,25 @@ def split_batch(device: torch.device, batch: int, size: int) -> list[slice]:
     return [slice(batch * number // threads, batch * (number + 1) // threads) for number in range(threads)]
 
 
-def run_parts(run: Callable[[slice], None], parts: list[slice], device: torch.device, size: int) -> None:
-    """Run a loop over frames, `run(sequences)`, for parts of the batch at once.
+def run_parts(
+    run: Callable[..., _Result], parts: list[slice], device: torch.device, size: int, *more: Sequence
+) -> list[_Result]:
+    """Run a loop over frames for parts of the batch at once: `run(sequences)`, with the part's own item of each `more`.
 
     Each thread carries its own sequences through all frames and meets the others only at the end. A frame must be worth
     the threads' handing over of the interpreter, some microseconds a call; `split_batch` sees to that.
+
+    Returns: what `run` returned of each part, in their order.
     """
     with single_thread(device), fast_products(parts[0].stop, size, size):
         if len(parts) == 1:
-            run(parts[0])
-            return
+            return [run(*arguments) for arguments in zip(parts, *more, strict=True)]
         inference = torch.is_inference_mode_enabled()
 
-        def run_part(part: slice) -> None:
+        def run_part(*arguments) -> _Result:
             # These modes belong to a thread; a new one has neither.
             with torch.inference_mode(inference), torch.no_grad():
-                run(part)
+                return run(*arguments)
 
         with ThreadPoolExecutor(len(parts)) as pool:
-            list(pool.map(run_part, parts))
+            return list(pool.map(run_part, parts, *more))

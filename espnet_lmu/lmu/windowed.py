@@ -164,20 +164,20 @@ class WindowedLMU(torch.autograd.Function):
         y = drive.new_empty(batch, frames, hidden_size)
         last_h, last_m = torch.empty_like(h), torch.empty_like(m)
         ends = torch.full((batch,), frames) if lengths is None else lengths
-        parts, results = split_batch(drive.device, batch, len(transition)), {}
+        parts = split_batch(drive.device, batch, len(transition))
 
-        def run(sequences: slice) -> None:
+        def run(sequences: slice) -> tuple[Tensor, Tensor]:
             states, memory = _run_frames(matrices, transition, drive[sequences], h[sequences], m[sequences])
             y[sequences] = states[1:, :, :hidden_size].transpose(0, 1)
             index = ends[sequences], torch.arange(states.shape[1])
             last_h[sequences], last_m[sequences] = states[index][:, :hidden_size], memory[index]
-            results[sequences.start] = states, memory
+            return states, memory
 
-        run_parts(run, parts, drive.device, len(transition))
+        results = run_parts(run, parts, drive.device, len(transition))
         if lengths is not None:
             y.masked_fill_(~valid_frames(lengths, frames)[..., None], 0)
         ctx.matrices, ctx.parts, ctx.masked = matrices, parts, lengths is not None
-        ctx.save_for_backward(W_m, e_m, B, ends, *(tensor for part in parts for tensor in results[part.start]))
+        ctx.save_for_backward(W_m, e_m, B, ends, *(tensor for result in results for tensor in result))
         return y, last_h, last_m
 
     @staticmethod
@@ -194,11 +194,8 @@ class WindowedLMU(torch.autograd.Function):
         hidden_size, frames = len(W_m), grad_y.shape[1]
         grad_drive = grad_y.new_empty(*grad_y.shape[:2], hidden_size + 1)
         grad_first_h, grad_first_m = torch.empty_like(grad_h), torch.empty_like(grad_m)
-        starts = [part.start for part in ctx.parts]
-        parts, whole = dict(zip(starts, zip(saved[::2], saved[1::2], strict=True), strict=True)), {}
 
-        def run(sequences: slice) -> None:
-            states, memory = parts[sequences.start]
+        def run(sequences: slice, states: Tensor, memory: Tensor) -> tuple[Tensor, ...]:
             batch = states.shape[1]
             grads = torch.empty_like(states)
             grads[0], grads[..., hidden_size:] = 0, 0
@@ -215,11 +212,11 @@ class WindowedLMU(torch.autograd.Function):
             grad_first_h[sequences] = torch.addmm(grads[0, :, :hidden_size], grads[1], matrices.G[:, :hidden_size])
             grad_drive[sequences, :, :hidden_size] = grads[1:, :, :hidden_size].transpose(0, 1)
             grad_drive[sequences, :, hidden_size:] = grad_u.transpose(0, 1)
-            whole[sequences.start] = grads, grad_u, states, memory
+            return grads, grad_u, states, memory
 
-        run_parts(run, ctx.parts, grad_y.device, len(matrices.G))
+        results = run_parts(run, ctx.parts, grad_y.device, len(matrices.G), saved[::2], saved[1::2])
         totals = [0, 0, 0, 0]
-        for grads, grad_u, states, memory in whole.values():
+        for grads, grad_u, states, memory in results:
             flat_p, flat_u = grads[1:].flatten(0, 1)[:, :hidden_size].T, grad_u.view(1, -1)
             hidden = states[:-1].flatten(0, 1)[:, :hidden_size]
             totals[0] += flat_p @ hidden
