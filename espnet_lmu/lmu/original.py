@@ -32,6 +32,8 @@ from espnet_lmu.lmu.naive import valid_frames
 
 ROUTES = ("auto", "persistent")
 
+_NARROW = 256  # columns of the input product; up to so many, others beside them cost what they save
+
 _one_by_one = False
 
 
@@ -212,9 +214,9 @@ def fused_lmu(
     persistent: None, or to run the frames as one kernel (see persistent.py), the type of its products with h.
     """
     rows = len(W_x) + 1
-    # Rows of the product that end off a vector's boundary take a CPU without AVX-512 half as long again: 513, not 528.
-    padding = W_x.new_zeros(-rows % 16, W_x.shape[1])
-    drive = F.linear(x, torch.cat([W_x, e_x, padding]))[..., :rows]
+    # A CPU without AVX-512 takes half as long again for 513 columns as for 528, which end on a vector's boundary.
+    padding = -rows % 16 if rows > _NARROW else 0
+    drive = F.linear(x, torch.cat([W_x, e_x, W_x.new_zeros(padding, W_x.shape[1])]))[..., :rows]
     return fused_recurrence(drive, e_h, e_m, W_h, W_m, A, B, h, m, lengths, persistent)
 
 

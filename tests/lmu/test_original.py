@@ -30,6 +30,7 @@ from espnet_lmu.lmu.original import fused_lmu
         {"theta": 400.0},
         {"input_size": 1, "hidden_size": 1, "memory_size": 1},
         {"hidden_size": 17, "memory_size": 33},
+        {"hidden_size": 259, "frames": 3},  # its input product has columns beside its own
     ],
     ids=str,
 )
