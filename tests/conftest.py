@@ -1,5 +1,5 @@
-"""Settings of all tests: two cores serve several test processes, so each computes with one thread; and the user's corpora,
-which recipes find by the environment, are not there."""
+"""Settings of all tests: two cores serve several test processes, so each computes with one thread; and the corpora that
+recipes find by the user's environment are not there."""
 
 import os
 
