@@ -1,7 +1,7 @@
 """What ESPnet's modules need right after (or while) they are imported, done without importing them.
 
 ESPnet has no entry points: a class becomes an encoder by being written into the ``encoder_choices`` of each
-task module, an augmentation or a model by being written into its ``specaug_choices`` or ``model_choices``.
+task module, an augmentation by being written into its ``specaug_choices``.
 Importing a task takes about 13 s, so nothing is imported here; a finder on ``sys.meta_path`` waits for the
 modules named in ``_HOOKS`` and acts when somebody imports them.
 """
@@ -23,7 +23,6 @@ from espnet_lmu.errors import UserError
 
 ENCODER_NAME = "lmu"
 SPECAUG_NAME = "vtlp_specaug"
-MODEL_NAME = "cr_ctc"
 
 # Tasks that call their encoder as AbsEncoder declares it. Not among them: hubert (passes `num_classes`), ssl
 # (passes `masks`), spk and lid (pass no lengths), enh and enh_tse (another AbsEncoder), asr_transducer (no choice).
@@ -31,14 +30,12 @@ _TASKS = ("asr", "asvspoof", "cls", "diar", "mt", "s2st", "s2t", "s2t_ctc", "slu
 
 
 def _register(task: ModuleType) -> None:
-    """Add the encoder, the augmentation and the model to the choices of `task` that take such classes."""
+    """Add the encoder and the augmentation to the choices of `task` that take such classes."""
     from espnet2.asr.encoder.abs_encoder import AbsEncoder
-    from espnet2.asr.espnet_model import ESPnetASRModel
     from espnet2.asr.specaug.abs_specaug import AbsSpecAug
     from espnet2.train.class_choices import ClassChoices
 
     from espnet_lmu.encoder.lmu_encoder import LMUEncoder
-    from espnet_lmu.training.cr_ctc import CRCTCModel
     from espnet_lmu.training.specaug import VTLPSpecAug
 
     for choices in vars(task).values():
@@ -47,8 +44,6 @@ def _register(task: ModuleType) -> None:
                 choices.classes.setdefault(ENCODER_NAME, LMUEncoder)
             elif choices.base_type is AbsSpecAug:
                 choices.classes.setdefault(SPECAUG_NAME, VTLPSpecAug)
-            elif choices.classes.get("espnet") is ESPnetASRModel:
-                choices.classes.setdefault(MODEL_NAME, CRCTCModel)
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ _ALLOWED = {
     "encoder": ("lmu", "transformer", "conformer", "branchformer", "e_branchformer", "rnn", "vgg_rnn"),
     "postencoder": (None,),
     "decoder": (None, "rnn", "transformer"),
-    "model": ("espnet", "cr_ctc"),
+    "model": ("espnet",),
     "token_type": ("bpe", "char", "word"),
 }
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
