@@ -17,12 +17,10 @@ PITCHES = {"LOW": 300.0, "MID": 900.0, "HIGH": 2500.0}  # Hz
 
 
 def tone_words(words: list[str], seed: int = 0) -> np.ndarray:
-    """0.25 s of a tone with all its odd harmonics and 0.1 s of silence for each word, with a little noise."""
+    """0.25 s of a tone and 0.05 s of silence for each word, with a little noise."""
     noise = np.random.default_rng(seed)
     seconds = np.arange(RATE // 4) / RATE
-    pieces = [
-        np.append(0.2 * np.sign(np.sin(2 * np.pi * PITCHES[word] * seconds)), np.zeros(RATE // 10)) for word in words
-    ]
+    pieces = [np.append(0.3 * np.sin(2 * np.pi * PITCHES[word] * seconds), np.zeros(RATE // 20)) for word in words]
     samples = np.concatenate(pieces)
     return (samples + 0.01 * noise.standard_normal(len(samples))).astype(np.float32)
 

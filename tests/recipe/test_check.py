@@ -169,11 +169,11 @@ def test_transcripts_are_compared_with_tokens_and_frames(data_set, tmp_path):
     write_table(
         directory / "text", {**read_table(directory / "text"), "spk0-002": "LÖW", "spk0-004": "XY" * 9 + "Y" * 9}
     )
-    rewrite_audio(directory, "spk0-004", tone_words(["LOW"]))  # 0.35 s, 35 frames
+    rewrite_audio(directory, "spk0-004", tone_words(["LOW"]))  # 0.3 s, 30 frames
     transcripts = Transcripts("char", tmp_path / "tokens.txt", tmp_path / "none", 100.0)
     _, found = run_check(directory, transcripts=transcripts)
     assert found["unknown_characters"]["utterances"] == {"spk0-002": "Ö"}
-    assert found["too_long"]["utterances"] == {"spk0-004": "36 of 35 frames"}  # 27 characters, 9 of them repeated
+    assert found["too_long"]["utterances"] == {"spk0-004": "36 of 30 frames"}  # 27 characters, 9 of them repeated
     assert run_check(directory, transcripts=transcripts._replace(frame_rate=125.0))[1].keys() == {"unknown_characters"}
 
 

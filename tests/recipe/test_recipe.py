@@ -113,18 +113,6 @@ def test_from_audio_to_error_rates(recipe, monkeypatch):
     message = one_line_error(recipe.run(*options, *beam_options, "--inference_args", "--ctc_weight 0.5"))
     assert "this model has CTC only" in message
 
-    # The model cuts its training data in pauses for stage 2; the tokens stay what they are.
-    tokens = (directory / "data/en_token_list/char/tokens.txt").read_text()
-    splice = ["--splice_model", str(exp), "--splice_copies", "2", "--stage", "2", "--stop_stage", "5"]
-    result = recipe.run(*options, *splice)
-    assert result.returncode == 0, result.stderr
-    assert (
-        directory / "data/en_token_list/char/tokens.txt"
-    ).read_text() == tokens and "tokens.txt: kept" in result.stdout
-    texts = read_table(directory / "dump/raw/train_splice_sp/text")
-    spliced = [text for key, text in texts.items() if key.startswith("sp0.9-spk0-spliced")]
-    assert spliced and not set(spliced) <= set(read_table(directory / "data/train/text").values())
-
     _check_decoder(recipe, exp, dump, tables, monkeypatch)
 
 

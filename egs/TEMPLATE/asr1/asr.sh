@@ -36,8 +36,6 @@ dumpdir=dump              # Directory of formatted audio and features.
 expdir=exp                # Directory of experiments.
 local_data_opts=          # Options for local/data.sh (stage 1).
 check_policy=             # What is done about faulty data, e.g. "silent=stop clipped=drop" (egs/README.md has all).
-splice_model=             # Model, trained on the training set, that cuts it in pauses: stage 2 splices new utterances.
-splice_copies=8           # Times that stage 2 uses each part of the training audio in new utterances.
 speed_perturb_factors=    # Speeds of the training audio, e.g. "0.9 1.0 1.1" (stage 2).
 feats_type=raw            # raw (FLAC, features on the fly) or fbank (stored log-mel filterbanks).
 fs=16k                    # Sampling rate.
@@ -90,7 +88,7 @@ options=$(sed -n '/^# BEGIN OPTIONS/,/^# END OPTIONS/s/^\([a-z_]*\)=.*/\1/p' "${
 
 usage() {
     echo "usage: ./run.sh [--OPTION VALUE ...]"
-    echo "Stages: 1 data, 2 splicing and speed perturbation, 3 format or features, 4 filter by length, 5 token list,"
+    echo "Stages: 1 data, 2 speed perturbation, 3 format or features, 4 filter by length, 5 token list,"
     echo "        10 statistics, 11 training, 12 decoding, 13 scoring, 14 packing, 15 upload to the Hugging Face hub"
     echo "        6-8 statistics, training and perplexity of a neural LM (--use_lm true), 9 n-gram (--use_ngram true)"
     echo "Options (with this recipe's defaults):"
@@ -139,8 +137,7 @@ need_one_of() {
     shift
     [[ " $* " == *" ${!name} "* ]] || die "--${name} ${!name}: give one of: $*"
 }
-numbers=(stage stop_stage ngpu num_nodes nj train_nj splice_copies num_splits_asr nbpe ngram_num inference_nj)
-for name in "${numbers[@]}"; do need_number "${name}"; done
+for name in stage stop_stage ngpu num_nodes nj train_nj num_splits_asr nbpe ngram_num inference_nj; do need_number "${name}"; done
 for name in train_set valid_set test_sets; do [ -n "${!name}" ] || die "--${name} is required"; done
 need_one_of feats_type raw fbank
 need_one_of cmd local slurm
@@ -173,8 +170,7 @@ if [ "${token_type}" = bpe ]; then
     token_listdir+=_${bpemode}${nbpe}
 fi
 token_list=${token_listdir}/tokens.txt
-splice=${splice_model:+_splice}
-sp=${splice}${speed_perturb_factors:+_sp}
+sp=${speed_perturb_factors:+_sp}
 as_tag() { sed -e 's/--/_/g' -e 's/[ |=/]//g' <<<"$1"; }
 if [ -z "${asr_tag}" ]; then
     asr_tag=$(basename "${asr_config:-train}" .yaml)_${tag}$(as_tag "${asr_args}")${sp}
@@ -240,16 +236,10 @@ if runs 1; then
     [ ${#pure_test_sets[@]} -eq 0 ] || check_data --test "${pure_test_sets[@]/#/data/}"
 fi
 
-if runs 2 && [ -n "${splice_model}" ]; then
-    log "Stage 2: splicing: data/${original_train_set} -> data/${original_train_set}${splice}"
-    "${python}" -m espnet_lmu.data.splice --model "${splice_model}" --copies "${splice_copies}" --nj "${nj}" \
-        "data/${original_train_set}" "data/${original_train_set}${splice}"
-fi
-
 if runs 2 && [ -n "${speed_perturb_factors}" ]; then
-    log "Stage 2: speed perturbation: data/${original_train_set}${splice} -> data/${train_set}"
+    log "Stage 2: speed perturbation: data/${original_train_set} -> data/${train_set}"
     "${python}" -m espnet_lmu.data.speed --factors "${speed_perturb_factors}" \
-        "data/${original_train_set}${splice}" "data/${train_set}"
+        "data/${original_train_set}" "data/${train_set}"
 fi
 
 if runs 3; then
@@ -276,14 +266,8 @@ fi
 
 if runs 5; then
     log "Stage 5: token list: ${token_list}"
-    token_text=${data_feats}/${train_set}/text
-    if [ -n "${splice_model}" ]; then
-        # Spliced utterances say the same words again; without them, the tokens are those of the model.
-        grep -v -- '-spliced[0-9]* ' "${token_text}" >"${data_feats}/token_train.txt"
-        token_text=${data_feats}/token_train.txt
-    fi
     "${python}" -m espnet_lmu.tokens --token_type "${token_type}" --nbpe "${nbpe}" --bpemode "${bpemode}" \
-        "${token_text}" "${token_listdir}"
+        "${data_feats}/${train_set}/text" "${token_listdir}"
     check_data --formatted "${data_feats}/${train_set}" "${data_feats}/${valid_set}"
     [ ${#pure_test_sets[@]} -eq 0 ] || check_data --formatted --test "${pure_test_sets[@]/#/${data_feats}/}"
 fi
