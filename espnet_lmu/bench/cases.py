@@ -227,7 +227,7 @@ def checkpointing(settings: Settings) -> Iterator[Comparison]:
         call = _forward_backward(module, x, lengths.to(settings.device), context=context)
         before = _restart_peak(settings.device)
         timings |= time_in_turns({name: call}, settings.device, settings.seconds / 2)
-        peaks[name] = _peak(settings.device) - before
+        peaks[name] = _added(settings.device, before)
     title = f"gradient checkpointing, training step, B={len(x)}, {x.shape[1]} frames"
     yield Comparison(title, "all activations kept", timings, {}, peaks)
 
@@ -276,7 +276,7 @@ def training(settings: Settings) -> Iterator[Comparison]:
         before = _restart_peak(device)
         name = path.stem
         timings |= time_in_turns({name: step}, device, settings.seconds / 3)
-        peaks[name] = _peak(device) - before
+        peaks[name] = _added(device, before)
         seconds[name] = batch * frames / 100
         notes.append(f"{name}: B={batch}, {frames} frames, {seconds[name]:g} s of audio a step")
     if timings:
@@ -295,7 +295,7 @@ def _long_audio(minutes: float, context: tuple[int, int] | None, device: torch.d
     _forward(encoder, x[:, :100], torch.tensor([100], device=device))()
     before = _restart_peak(device)
     timing = time_in_turns({"": call}, device, seconds=0.0)[""]
-    return list(timing), _peak(device) - before
+    return list(timing), _added(device, before)
 
 
 def _restart_peak(device: torch.device) -> int:
@@ -313,6 +313,12 @@ def _peak(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+def _added(device: torch.device, before: int) -> int:
+    """The bytes by which memory has grown at most since `_restart_peak` returned `before`."""
+    # Linux counts pages on each core for itself and sums up roughly: where nothing is added, the peak may be below.
+    return max(0, _peak(device) - before)
 
 
 def length(settings: Settings) -> Iterator[Comparison]:
