@@ -317,7 +317,7 @@ def _peak(device: torch.device) -> int:
 
 def _added(device: torch.device, before: int) -> int:
     """The bytes by which memory has grown at most since `_restart_peak` returned `before`."""
-    # Linux counts pages on each core for itself and sums up roughly: where nothing is added, the peak may be below.
+    # Where nothing is added, the peak that Linux reports may be a little below (seen on two busy cores).
     return max(0, _peak(device) - before)
 
 

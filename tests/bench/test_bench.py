@@ -88,8 +88,7 @@ def test_long_audio_reports_time_and_memory(capsys):
     assert main(["bench", "--quick", "--threads", "1", "--case", "length", "--json"]) == 0
     for comparison in json.loads(capsys.readouterr().out)["comparisons"]:
         assert [entry["name"] for entry in comparison["entries"]] == ["10 s", "20 s", "40 s"]
-        # what the shortest needs may still lie about from the warm-up
-        assert all(entry["peak_bytes"] >= 0 for entry in comparison["entries"])
+        # what the shortest needs may still lie about from the warm-up, so of the longest alone
         assert comparison["entries"][-1]["peak_bytes"] > 1_000_000
 
 
