@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 setup(
     name="espnet_lmu",
@@ -12,6 +12,16 @@ setup(
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["espnet_lmu", "espnet_lmu.*"]),
     package_data={"espnet_lmu.report": ["page.html"], "espnet_lmu.serve": ["page.html"]},
+    ext_modules=[
+        # A library, not a module: lmu/native.py loads it. Without a C++ compiler the package installs without it.
+        Extension(
+            "espnet_lmu.lmu._frames",
+            ["espnet_lmu/lmu/frames.cpp"],
+            language="c++",
+            extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=fast", "-Wno-psabi", "-Wno-ignored-attributes"],
+            optional=True,
+        )
+    ],
     install_requires=[
         # torchaudio ends with 2.11, and torch and torchaudio must be of one release.
         "torch==2.11.0",

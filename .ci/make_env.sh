@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the environment .venv on first use, and anew when setup.py has changed, the clone has moved or an
-# installation was cut short; otherwise returns at once.
+# Makes the environment .venv on first use, and anew when setup.py or what it compiles has changed, the clone has moved
+# or an installation was cut short; otherwise returns at once.
 # Needs Linux, bash and uv; where uv is missing, a python3 with its venv module to install uv with.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 exec 9>.venv.lock
 flock 9 # of two commands started together, the second waits for the first one's environment
 # Installed scripts carry the path of the clone, so it counts as well as the requirements.
-wanted=$(pwd && cksum <setup.py)
+wanted=$(pwd && cat setup.py espnet_lmu/lmu/frames.cpp | cksum)
 if [ "$(cat .venv/complete 2>/dev/null)" = "$wanted" ]; then
     exit 0
 fi

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from espnet_lmu.lmu.original import frames_one_by_one
+from espnet_lmu.lmu.loops import frames_one_by_one
 
 
 class Speed(NamedTuple):

@@ -55,6 +55,14 @@ def run(args: argparse.Namespace) -> None:
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     print(f"GPUs: {', '.join(gpus) or 'none'}; CPU threads: {torch.get_num_threads()}")
+    from espnet_lmu.lmu.native import is_built
+
+    if is_built():
+        print("loop of the original LMU on the CPU: compiled")
+    else:
+        print(
+            "loop of the original LMU on the CPU: not compiled, slower (install a C++ compiler, then espnet_lmu again)"
+        )
     from espnet_lmu.hook import ignore_espnets_warnings
 
     ignore_espnets_warnings()

@@ -1,4 +1,4 @@
-"""Threads of a loop over frames on a CPU."""
+"""A loop over frames on a CPU, and its threads."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -6,7 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
+from espnet_lmu.lmu import native
 from espnet_lmu.lmu.products import fast_products
 
 _Result = TypeVar("_Result")
@@ -15,6 +17,68 @@ _Result = TypeVar("_Result")
 # fewer, reading the matrix, which every thread does, takes longer than multiplying (measured with 4 and 16).
 _OPERATIONS_OF_A_THREAD = 2_000_000
 _SEQUENCES_OF_A_THREAD = 16
+
+_one_by_one = False
+
+
+@contextlib.contextmanager
+def frames_one_by_one() -> Iterator[None]:
+    """Launch every frame by itself, on any device and route, for what counts or profiles the operations of a loop."""
+    global _one_by_one
+    _one_by_one = True
+    try:
+        yield
+    finally:
+        _one_by_one = False
+
+
+def one_by_one() -> bool:
+    """Whether `frames_one_by_one` holds."""
+    return _one_by_one
+
+
+def _is_compiled(rows: Tensor) -> bool:
+    return native.runs(rows) and not _one_by_one
+
+
+def run_frames(rows: Tensor, matrix: Tensor, hidden_size: int) -> None:
+    """Fill rows (T+1, B, n) in place from row 0 on:
+
+        rows[t] = [tanh(p); q]        [p; q] = rows[t] + rows[t-1] @ matrix
+
+    Args:
+        matrix: (n, n).
+        hidden_size: columns of p.
+    """
+    if _is_compiled(rows):
+        native.run_frames(rows, matrix, hidden_size)
+        return
+    hidden = rows[..., :hidden_size].unbind(0)
+    rows = rows.unbind(0)
+    for t in range(1, len(rows)):
+        rows[t].addmm_(rows[t - 1], matrix)
+        hidden[t].tanh_()
+
+
+def run_frames_backward(rows: Tensor, outputs: Tensor, matrix: Tensor) -> None:
+    """Turn rows (T, B, n), the outer gradient of each [tanh(p); q], in place into that of [p; q]:
+
+        rows[t] = (rows[t] + rows[t+1] @ matrix) * [1 - outputs[t]^2; 1]
+
+    Args:
+        outputs: (T, B, H), of tanh.
+        matrix: (n, n).
+    """
+    hidden = rows[..., : outputs.shape[2]].unbind(0)
+    hidden[-1].mul_(1 - outputs[-1] ** 2)
+    if _is_compiled(rows):
+        native.run_frames_backward(rows, outputs, matrix)
+        return
+    slopes = torch.addcmul(rows.new_ones(()), outputs, outputs, value=-1).unbind(0)
+    rows = rows.unbind(0)
+    for t in range(len(rows) - 2, -1, -1):
+        rows[t].addmm_(rows[t + 1], matrix)
+        hidden[t].mul_(slopes[t])
 
 
 @contextlib.contextmanager
@@ -35,10 +99,16 @@ def single_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def split_batch(device: torch.device, batch: int, size: int) -> list[slice]:
-    """The sequences of each thread that is worth having; a frame is a product (batch, size) x (size, size)."""
-    threads = 1
-    if device.type == "cpu":
+def split_batch(rows: Tensor, size: int, only_frames: bool = False) -> list[slice]:
+    """The sequences of each thread that is worth having.
+
+    Args:
+        rows: (.., B, ..) with the batch in dimension 1; the loop works on its device and in its type.
+        size: a frame is a product (B, size) x (size, size).
+        only_frames: the threads do nothing but `run_frames`, whose compiled form is over before a second one helps.
+    """
+    batch, threads = rows.shape[1], 1
+    if rows.device.type == "cpu" and not _one_by_one and not (only_frames and _is_compiled(rows)):
         most = min(batch // _SEQUENCES_OF_A_THREAD, 2 * batch * size**2 // _OPERATIONS_OF_A_THREAD)
         threads = max(1, min(torch.get_num_threads(), most))
     return [slice(batch * number // threads, batch * (number + 1) // threads) for number in range(threads)]

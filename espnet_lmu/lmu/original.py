@@ -14,10 +14,9 @@ over all frames at once. That is a third less work than the gradient of G, and G
 On a CPU, long sequences with a memory of high order take another form, with a smaller G: windowed.py.
 """
 
-import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -27,32 +26,19 @@ from torch.nn import functional as F
 from espnet_lmu.lmu import windowed
 from espnet_lmu.lmu.cuda_graph import BackwardFrames, ForwardFrames, captured
 from espnet_lmu.lmu.legendre import LegendreBuffers, LegendreSystem
-from espnet_lmu.lmu.loops import run_parts, split_batch
+from espnet_lmu.lmu.loops import one_by_one, run_frames, run_frames_backward, run_parts, split_batch
 from espnet_lmu.lmu.naive import valid_frames
 
 ROUTES = ("auto", "persistent")
 
 _NARROW = 256  # columns of the input product; up to so many, others beside them cost what they save
 
-_one_by_one = False
-
-
-@contextlib.contextmanager
-def frames_one_by_one() -> Iterator[None]:
-    """Launch every frame by itself, on any device and route, for what counts or profiles the operations of a loop."""
-    global _one_by_one
-    _one_by_one = True
-    try:
-        yield
-    finally:
-        _one_by_one = False
-
 
 def _run_on_gpu(
     backward: bool, rows: Tensor, hidden_size: int, persistent: torch.dtype | None
 ) -> Callable[..., None] | None:
     """What runs the frames of rows (T, B, n) in few launches; None where they are to be launched one by one."""
-    if _one_by_one:
+    if one_by_one():
         return None
     if persistent is not None:
         from espnet_lmu.lmu import persistent as kernel
@@ -69,36 +55,26 @@ def _run_frames(states: Tensor, transition: Tensor, hidden_size: int, persistent
         return
 
     def run(sequences: slice) -> None:
-        rows = states[:, sequences].unbind(0)
-        hidden = states[:, sequences, :hidden_size].unbind(0)
-        for t in range(1, len(rows)):
-            rows[t].addmm_(rows[t - 1], transition)
-            hidden[t].tanh_()
+        run_frames(states[:, sequences], transition, hidden_size)
 
-    _, batch, n = states.shape
-    run_parts(run, split_batch(states.device, batch, n), states.device, n)
+    n = states.shape[2]
+    run_parts(run, split_batch(states, n, only_frames=True), states.device, n)
 
 
 def _run_frames_backward(
     grads: Tensor, states: Tensor, transition: Tensor, hidden_size: int, persistent: torch.dtype | None
 ) -> None:
     """Turn grads (T, B, n), the outer gradient of z[t], in place into the gradient of [p; q] of each frame."""
-    slopes = torch.addcmul(grads.new_ones(()), states[1:, :, :hidden_size], states[1:, :, :hidden_size], value=-1)
+    outputs = states[1:, :, :hidden_size]
     if run_all := _run_on_gpu(True, grads, hidden_size, persistent):
-        run_all(grads, slopes, transition)
+        run_all(grads, torch.addcmul(grads.new_ones(()), outputs, outputs, value=-1), transition)
         return
 
     def run(sequences: slice) -> None:
-        rows, slope = grads[:, sequences].unbind(0), slopes[:, sequences].unbind(0)
-        hidden = grads[:, sequences, :hidden_size].unbind(0)
-        last = len(rows) - 1
-        hidden[last].mul_(slope[last])
-        for t in range(last - 1, -1, -1):
-            rows[t].addmm_(rows[t + 1], transition)
-            hidden[t].mul_(slope[t])
+        run_frames_backward(grads[:, sequences], outputs[:, sequences], transition)
 
-    _, batch, n = grads.shape
-    run_parts(run, split_batch(grads.device, batch, n), grads.device, n)
+    n = grads.shape[2]
+    run_parts(run, split_batch(grads, n, only_frames=True), grads.device, n)
 
 
 def folded_matrices(W_h: Tensor, W_m: Tensor, e_h: Tensor, e_m: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,9 @@ z[t] = [tanh(p); q], [p; q] = drive[t] + G z[t-1], but G is of n rows with a C t
         [ e_h                e_m K ]                 [ e_x x[t]               + e_m A^(t-1) m0 ]
         [ 0                  shift ]                 [ 0                                       ]
 
-where M = W_m A + W_m B e_m and `shift` moves the window by a frame. What is gone from the loop, the powers of A, M and
-K applied to all frames of a window, are a few products of many rows each. They run on the loop's one thread: two
-threads would meet hundreds of times, and wait for whatever else runs on the machine each time.
+where M = W_m A + W_m B e_m and `shift` moves the window by a frame. A^t m0 is a loop of its own, with a small matrix;
+what is gone from both, M and K applied to all frames of a window, are two products of many rows. They run on the
+loop's one thread: two threads would meet at each, and wait for whatever else runs on the machine each time.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from espnet_lmu.lmu.loops import run_parts, split_batch
+from espnet_lmu.lmu.loops import run_frames, run_frames_backward, run_parts, split_batch
 from espnet_lmu.lmu.naive import valid_frames
+from espnet_lmu.lmu.native import aligned
 
-WINDOW = 32  # frames, a power of two
+WINDOW = 32  # frames
 _SMALLEST_MEMORY = 256  # d; with 128 there is nothing to gain (measured at H = 256), with 64 much to lose
 
 
@@ -44,38 +45,18 @@ class _Matrices:
 
     def __init__(self, W_h: Tensor, W_m: Tensor, e_h: Tensor, e_m: Tensor, A: Tensor, B: Tensor):
         hidden_size = len(W_h)
-        self.powers = [A.T]  # of A.T: 1, 2, 4, .., WINDOW
-        impulse = B.T  # K.T, (C, d)
-        while len(impulse) < WINDOW:
-            impulse = torch.cat([impulse, impulse @ self.powers[-1]])
-            self.powers.append(self.powers[-1] @ self.powers[-1])
-        self.impulse = impulse
+        self.A, self.A_transposed = aligned(A), aligned(A.T)
+        impulse = B.new_zeros(WINDOW, 1, len(A))
+        impulse[0] = B.T
+        run_frames(impulse, self.A_transposed, 0)
+        self.impulse = impulse[:, 0]  # K.T, (C, d)
         self.gain = W_m @ B  # how u[t] reaches p[t], (H, 1)
         self.from_memory = torch.cat([W_m @ A + self.gain @ e_m, e_m]).T.contiguous()  # [M; e_m].T, (d, H + 1)
-        self.G = A.new_zeros(hidden_size + WINDOW, hidden_size + WINDOW)
+        self.G = aligned(A.new_zeros(hidden_size + WINDOW, hidden_size + WINDOW))
         self.G[:hidden_size, :hidden_size] = W_h + self.gain @ e_h
         self.G[hidden_size, :hidden_size] = e_h[0]
-        self.G[: hidden_size + 1, hidden_size:] = (impulse @ self.from_memory).T
+        self.G[: hidden_size + 1, hidden_size:] = (self.impulse @ self.from_memory).T
         self.G[hidden_size + 1 :, hidden_size:-1] = torch.eye(WINDOW - 1, dtype=A.dtype, device=A.device)
-
-    def decay(self, memory: Tensor) -> None:
-        """Fill rows 1, 2, .. of memory (k, B, d), k <= WINDOW + 1, with A^t of row 0."""
-        rows = memory.flatten(0, 1)
-        batch, done = memory.shape[1], 1
-        for power in self.powers:
-            count = min(done, len(memory) - done)
-            if count > 0:
-                torch.mm(rows[: count * batch], power, out=rows[done * batch : (done + count) * batch])
-                done += count
-
-    def decay_backward(self, grads: Tensor) -> Tensor:
-        """The gradient of row 0 of `decay` for those of all rows, (WINDOW + 1, B, d)."""
-        last, rows = grads[-1], grads[:-1]
-        total = last @ self.powers[-1].T
-        for power in self.powers[-2::-1]:
-            half = len(rows) // 2
-            rows = rows[:half] + rows[half:] @ power.T
-        return total + rows[0]
 
 
 def _run_frames(matrices: _Matrices, transition: Tensor, drive: Tensor, h: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,7 +65,7 @@ def _run_frames(matrices: _Matrices, transition: Tensor, drive: Tensor, h: Tenso
     hidden_size = h.shape[1]
     states = drive.new_empty(frames + 1, batch, len(transition))
     memory = drive.new_empty(frames + 1, batch, m.shape[1])
-    states[0, :, :hidden_size], memory[0] = h, m
+    states[0, :, :hidden_size], memory[0], memory[1:] = h, m, 0
     drive = drive.transpose(0, 1)
     states[1:, :, : hidden_size + 1] = drive
     states[..., hidden_size + 1 :] = 0
@@ -92,16 +73,13 @@ def _run_frames(matrices: _Matrices, transition: Tensor, drive: Tensor, h: Tenso
 
     for start in range(0, frames, WINDOW):
         end = min(start + WINDOW, frames)
-        matrices.decay(memory[start : end + 1])
+        run_frames(memory[start : end + 1], matrices.A_transposed, 0)
         driven = states[start + 1 : end + 1].flatten(0, 1)
         driven[:, : hidden_size + 1].addmm_(memory[start:end].flatten(0, 1), matrices.from_memory)
         of_window = states[start : end + 1]
-        rows, hidden = of_window.unbind(0), of_window[..., :hidden_size].unbind(0)
-        rows[1].addmm_(hidden[0], transition[:hidden_size])  # no u before the window
-        hidden[1].tanh_()
-        for t in range(2, len(rows)):
-            rows[t].addmm_(rows[t - 1], transition)
-            hidden[t].tanh_()
+        of_window[1].addmm_(of_window[0, :, :hidden_size], transition[:hidden_size])  # no u before the window
+        of_window[1, :, :hidden_size].tanh_()
+        run_frames(of_window[1:], transition, hidden_size)
         memory[start + 1 : end + 1].flatten(0, 1).addmm_(driven[:, hidden_size:], matrices.impulse)
     return states, memory
 
@@ -121,30 +99,25 @@ def _run_frames_backward(
     grads[ends, every, hidden_size:] += grad_memory @ matrices.impulse.T
     grad_u = grads.new_empty(frames, batch, 1)
     carried = torch.zeros_like(grad_memory)
-    one = grads.new_ones(())
     for start in reversed(range(0, frames, WINDOW)):
         end = min(start + WINDOW, frames)
         of_window = grads[start + 1 : end + 1]
         grad_p, outputs = of_window[..., :hidden_size], states[start + 1 : end + 1, :, :hidden_size]
-        rows, hidden = of_window.unbind(0), grad_p.unbind(0)
-        slopes = torch.addcmul(one, outputs, outputs, value=-1).unbind(0)
-        rows[-1][:, hidden_size:].addmm_(carried, matrices.impulse.T)
+        of_window[-1, :, hidden_size:].addmm_(carried, matrices.impulse.T)
         if end < frames:
-            hidden[-1].addmm_(grads[end + 1], matrices.G[:, :hidden_size])
-        hidden[-1].mul_(slopes[-1])
-        for t in range(len(rows) - 2, -1, -1):
-            rows[t].addmm_(rows[t + 1], matrices.G)
-            hidden[t].mul_(slopes[t])
+            grad_p[-1].addmm_(grads[end + 1], matrices.G[:, :hidden_size])
+        run_frames_backward(of_window, outputs, matrices.G)
         # u[t] also reaches p[t], which G has folded away
         torch.add(of_window[..., hidden_size, None], grad_p @ matrices.gain, out=grad_u[start:end])
-        # the gradient of what `decay` gave: m[t] reaches p[t] and u[t+1]
-        grad_decay = grads.new_zeros(WINDOW + 1, batch, len(matrices.powers[0]))
-        grad_decay[1 : end - start + 1] = grad_p @ W_m
-        grad_decay[: end - start] += grad_u[start:end] * e_m
-        grad_decay[end - start] += carried
+        # the gradient of A^t m0 in each frame: m[t] reaches p[t] and u[t+1]
+        grad_decay = grads.new_zeros(end - start + 1, batch, len(matrices.A))
+        grad_decay[1:] = grad_p @ W_m
+        grad_decay[:-1] += grad_u[start:end] * e_m
+        grad_decay[-1] += carried
         ended = (ends > start) & (ends <= end)
         grad_decay[(ends - start)[ended], every[ended]] += grad_memory[ended]
-        carried = matrices.decay_backward(grad_decay)
+        run_frames_backward(grad_decay, grad_decay[..., :0], matrices.A)
+        carried = grad_decay[0]
     return grad_u, carried + grad_memory * (ends == 0)[:, None]
 
 
@@ -160,11 +133,11 @@ class WindowedLMU(torch.autograd.Function):
         batch, frames, _ = drive.shape
         hidden_size = len(W_h)
         matrices = _Matrices(W_h, W_m, e_h, e_m, A, B)
-        transition = matrices.G.T.contiguous()
+        transition = aligned(matrices.G.T)
         y = drive.new_empty(batch, frames, hidden_size)
         last_h, last_m = torch.empty_like(h), torch.empty_like(m)
         ends = torch.full((batch,), frames) if lengths is None else lengths
-        parts = split_batch(drive.device, batch, len(transition))
+        parts = split_batch(drive.transpose(0, 1), len(transition))
 
         def run(sequences: slice) -> tuple[Tensor, Tensor]:
             states, memory = _run_frames(matrices, transition, drive[sequences], h[sequences], m[sequences])

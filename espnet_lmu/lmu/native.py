@@ -1,0 +1,103 @@
+"""The loop over frames of the original LMU as compiled code, for a CPU and float32: frames.cpp.
+
+setup.py builds it where there is a C++ compiler. Without it the loop launches its operations through torch (loops.py),
+with the same results.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_ALIGNMENT = 16  # columns, of the widest vector
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(f"_frames{suffix}")
+        if path.exists():
+            try:
+                library = ctypes.CDLL(str(path))
+            except OSError:  # of another machine's kind
+                return None
+            number, pointer = ctypes.c_int64, ctypes.c_void_p
+            library.widest_vector.restype = number
+            library.run_frames.argtypes = [number, *[pointer, number, number] * 2, pointer, *[number] * 5]
+            library.run_frames.restype = None
+            return library
+    return None
+
+
+def is_built() -> bool:
+    """Whether the compiled loop is there."""
+    return _library() is not None
+
+
+@functools.cache
+def widest_vector() -> int:
+    """The float32 numbers of the widest vectors that this processor multiplies."""
+    return _library().widest_vector()
+
+
+def aligned(matrix: Tensor) -> Tensor:
+    """The matrix with rows that begin a multiple of 16 columns apart, which the compiled loop reads without a copy."""
+    if matrix.stride(1) == 1 and matrix.stride(0) % _ALIGNMENT == 0:
+        return matrix
+    rows, columns = matrix.shape
+    copy = matrix.new_zeros(rows, columns + -columns % _ALIGNMENT)[:, :columns]
+    return copy.copy_(matrix)
+
+
+def runs(rows: Tensor) -> bool:
+    """Whether the compiled loop is there and takes tensors of this one's device and type."""
+    return rows.device.type == "cpu" and rows.dtype == torch.float32 and is_built()
+
+
+def run_frames(rows: Tensor, matrix: Tensor, hidden_size: int, lanes: int | None = None) -> None:
+    """`loops.run_frames` of float32 rows.
+
+    Args:
+        lanes: the width of vectors, 4, 8 or 16; None for the widest.
+    """
+    _run(rows, rows, 1, None, matrix, hidden_size, lanes)
+
+
+def run_frames_backward(rows: Tensor, outputs: Tensor, matrix: Tensor, lanes: int | None = None) -> None:
+    """`loops.run_frames_backward` of float32 rows, the last of which is complete; lanes as of `run_frames`."""
+    _run(rows, rows[-1:], -1, outputs, matrix, outputs.shape[2], lanes)
+
+
+def _run(
+    rows: Tensor,
+    start: Tensor,
+    direction: int,
+    outputs: Tensor | None,
+    matrix: Tensor,
+    hidden_size: int,
+    lanes: int | None,
+) -> None:
+    if rows.stride(2) != 1 or outputs is not None and outputs.stride(2) != 1:
+        raise ValueError("the numbers of a row must lie side by side")
+    of_outputs = (None, 0, 0)
+    if outputs is not None:
+        of_outputs = outputs[-1:].data_ptr(), direction * outputs.stride(0), outputs.stride(1)
+    matrix = aligned(matrix)
+    _library().run_frames(
+        widest_vector() if lanes is None else lanes,
+        start.data_ptr(),
+        direction * rows.stride(0),
+        rows.stride(1),
+        *of_outputs,
+        matrix.data_ptr(),
+        matrix.stride(0),
+        len(rows) - 1,
+        rows.shape[1],
+        rows.shape[2],
+        hidden_size,
+    )
