@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from espnet_lmu.bench.peers import MEL_BINS, PEERS, build_peer, count_parameters
 from espnet_lmu.bench.timing import Timing, busy_process, time_in_turns
-from espnet_lmu.lmu import LMU, ParallelLMU
+from espnet_lmu.lmu import LMU, ParallelLMU, native
+from espnet_lmu.lmu.loops import frames_one_by_one
 from espnet_lmu.lmu.naive import naive_lmu
 
 Call = Callable[[], object]
@@ -130,6 +131,10 @@ def layers(settings: Settings) -> Iterator[Comparison]:
         for name, module in modules.items()
     }
     calls = {name: _forward_backward(module, x) for name, module in modules.items()}
+    if settings.device.type == "cpu" and native.is_built():
+        name = "original LMU, its loop not compiled"
+        calls[name] = frames_one_by_one()(calls["original LMU"])
+        needed[name] = needed["original LMU"]
     notes = ()
     if settings.device.type == "cuda":
         settings_of_torch = torch.backends.cudnn.rnn, torch.backends.cuda.matmul

@@ -11,7 +11,8 @@ The drive of all frames is one product before the loop. Going back through time 
 yields the gradient of every p and q; all parameter gradients then follow from the textbook equations in two products
 over all frames at once. That is a third less work than the gradient of G, and G needs no autograd graph.
 
-On a CPU, long sequences with a memory of high order take another form, with a smaller G: windowed.py.
+On a CPU, the loop is compiled code where that is built (loops.py), and long sequences with a memory of high order take
+another form, with a smaller G: windowed.py.
 """
 
 import functools
@@ -256,7 +257,7 @@ class LMU(LegendreBuffers):
     Initialised as in the paper: e_x and e_h LeCun uniform, e_m zero, W_x, W_h and W_m Xavier normal. The recurrence
     runs in float32 at least, also under autocast; y has the type of x and the state stays in the type it was
     computed in. On the CPU, a memory that decays through long silence may reach denormal numbers, which are slow on
-    some processors: `torch.set_flush_denormal(True)` turns them off.
+    some processors: the compiled loop flushes them to zero, elsewhere `torch.set_flush_denormal(True)` does.
 
     Args:
         input_size: I.
