@@ -166,6 +166,7 @@ extern "C" int64_t widest_vector() {
     return 4;
 }
 
+// Other arguments need another name: an installed library may be older than the native.py that loads it.
 extern "C" void run_frames(int64_t lanes, float *rows, int64_t frame_stride, int64_t row_stride, const float *outputs,
                            int64_t output_frame_stride, int64_t output_row_stride, const float *matrix,
                            int64_t matrix_stride, int64_t count, int64_t batch, int64_t size, int64_t hidden_size) {

@@ -1,7 +1,7 @@
 """The loop over frames of the original LMU as compiled code, for a CPU and float32: frames.cpp.
 
 setup.py builds it where there is a C++ compiler. Without it the loop launches its operations through torch (loops.py),
-with the same results.
+with the same results but for rounding.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def _library() -> ctypes.CDLL | None:
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_frames{suffix}")
         if path.exists():
+            number, pointer = ctypes.c_int64, ctypes.c_void_p
             try:
                 library = ctypes.CDLL(str(path))
-            except OSError:  # of another machine's kind
+                library.widest_vector.restype = number
+                library.run_frames.argtypes = [number, *[pointer, number, number] * 2, pointer, *[number] * 5]
+                library.run_frames.restype = None
+            except (OSError, AttributeError):  # of another kind of machine, or of another version of frames.cpp
                 return None
-            number, pointer = ctypes.c_int64, ctypes.c_void_p
-            library.widest_vector.restype = number
-            library.run_frames.argtypes = [number, *[pointer, number, number] * 2, pointer, *[number] * 5]
-            library.run_frames.restype = None
             return library
     return None
 
@@ -47,16 +47,21 @@ def widest_vector() -> int:
 
 def aligned(matrix: Tensor) -> Tensor:
     """The matrix with rows that begin a multiple of 16 columns apart, which the compiled loop reads without a copy."""
-    if matrix.stride(1) == 1 and matrix.stride(0) % _ALIGNMENT == 0:
-        return matrix
     rows, columns = matrix.shape
-    copy = matrix.new_zeros(rows, columns + -columns % _ALIGNMENT)[:, :columns]
-    return copy.copy_(matrix)
+    apart = columns + -columns % _ALIGNMENT
+    if matrix.stride() == (apart, 1) and matrix.storage_offset() == 0:
+        return matrix
+    return matrix.new_zeros(rows, apart)[:, :columns].copy_(matrix)
 
 
 def runs(rows: Tensor) -> bool:
-    """Whether the compiled loop is there and takes tensors of this one's device and type."""
-    return rows.device.type == "cpu" and rows.dtype == torch.float32 and is_built()
+    """Whether the compiled loop is there and takes tensors of this one's device and type.
+
+    torch.compile, which cannot look into it, traces the loop that torch runs.
+    """
+    if rows.device.type != "cpu" or rows.dtype != torch.float32 or torch.compiler.is_compiling():
+        return False
+    return is_built()
 
 
 def run_frames(rows: Tensor, matrix: Tensor, hidden_size: int, lanes: int | None = None) -> None:

@@ -111,3 +111,13 @@ def test_a_package_without_it_works(monkeypatch):
     monkeypatch.setattr(native, "_library", lambda: None)
     assert not native.is_built()
     torch.testing.assert_close(layer(x)[0], compiled, rtol=1e-4, atol=1e-5)
+
+
+def test_torch_compile_takes_the_other_loop():
+    torch.manual_seed(0)
+    layer, x = LMU(6, 20, 8, 30.0), torch.randn(3, 5, 6)
+    expected, _ = layer(x)
+    found, _ = torch.compile(layer, backend="aot_eager")(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    found.sum().backward()
+    assert layer.W_h.grad.isfinite().all()
