@@ -89,14 +89,16 @@ def folded_matrices(W_h: Tensor, W_m: Tensor, e_h: Tensor, e_m: Tensor, A: Tenso
 class _FusedLMU(torch.autograd.Function):
     """The loop over frames with its own gradient; see the top of the file.
 
-    Inputs: drive (B, T, H + 1) = [p_x, u_x] = [W_x x, e_x x], then W_h, W_m, e_h, e_m, A, B, h, m, lengths, persistent.
+    Inputs: drive (B, T, H + 1 or more) = [p_x, u_x, ..] = [W_x x, e_x x, what is not used], then
+    W_h, W_m, e_h, e_m, A, B, h, m, lengths, persistent.
     Outputs: y (B, T, H), h (B, H), m (B, d).
     """
 
     @staticmethod
     def forward(ctx, drive, W_h, W_m, e_h, e_m, A, B, h, m, lengths, persistent):
-        batch, frames, _ = drive.shape
+        batch, frames, ctx.width = drive.shape
         hidden_size = W_h.shape[0]
+        drive = drive[..., : hidden_size + 1]
         G, injection = folded_matrices(W_h, W_m, e_h, e_m, A, B)
         gain = injection[:hidden_size]  # how u[t] reaches p[t]
 
@@ -154,7 +156,10 @@ class _FusedLMU(torch.autograd.Function):
         grad_W_h = flat_p.T @ before[:, :hidden_size]
         grad_W_m = flat_p.T @ states[1:, :, hidden_size:].reshape(-1, n - hidden_size)
         grad_e = flat_u.T @ before
-        grad_drive = torch.cat([grad_p, grad_u], dim=-1).transpose(0, 1)
+        grad_drive = grads.new_empty(batch, frames, ctx.width)
+        grad_drive[..., :hidden_size] = grad_p.transpose(0, 1)
+        grad_drive[..., hidden_size : hidden_size + 1] = grad_u.transpose(0, 1)
+        grad_drive[..., hidden_size + 1 :] = 0
         return (
             grad_drive,
             grad_W_h,
@@ -193,7 +198,7 @@ def fused_lmu(
     rows = len(W_x) + 1
     # A CPU without AVX-512 takes half as long again for 513 columns as for 528, which end on a vector's boundary.
     padding = -rows % 16 if rows > _NARROW else 0
-    drive = F.linear(x, torch.cat([W_x, e_x, W_x.new_zeros(padding, W_x.shape[1])]))[..., :rows]
+    drive = F.linear(x, torch.cat([W_x, e_x, W_x.new_zeros(padding, W_x.shape[1])]))
     return fused_recurrence(drive, e_h, e_m, W_h, W_m, A, B, h, m, lengths, persistent)
 
 
@@ -210,7 +215,10 @@ def fused_recurrence(
     lengths: Tensor | None = None,
     persistent: torch.dtype | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """`fused_lmu` after its input products: drive (B, T, H + 1) is what x[t] adds to the argument of tanh and to u."""
+    """`fused_lmu` after its input products.
+
+    drive: (B, T, H + 1 or more), what x[t] adds to the argument of tanh and to u; further columns are not used.
+    """
     values = (drive, W_h, W_m, e_h, e_m, A, B, h, m, lengths)
     if windowed.pays_off(drive, m):
         y, h, m = windowed.WindowedLMU.apply(*values)

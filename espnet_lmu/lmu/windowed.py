@@ -20,6 +20,8 @@ loop's one thread: two threads would meet at each, and wait for whatever else ru
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -33,7 +35,7 @@ _SMALLEST_MEMORY = 256  # d; with 128 there is nothing to gain (measured at H = 
 
 
 def pays_off(drive: Tensor, m: Tensor) -> bool:
-    """Whether this form is the faster one for drive (B, T, H + 1) and the memory m (B, d).
+    """Whether this form is the faster one for drive (B, T, ..) and the memory m (B, d).
 
     Its matrices take as long as some frames do.
     """
@@ -124,14 +126,16 @@ def _run_frames_backward(
 class WindowedLMU(torch.autograd.Function):
     """The loop over frames with its own gradient; see the top of the file.
 
-    Inputs: drive (B, T, H + 1) = [p_x, u_x] = [W_x x, e_x x], then W_h, W_m, e_h, e_m, A, B, h, m, lengths.
+    Inputs: drive (B, T, H + 1 or more) = [p_x, u_x, ..] = [W_x x, e_x x, what is not used], then
+    W_h, W_m, e_h, e_m, A, B, h, m, lengths.
     Outputs: y (B, T, H), h (B, H), m (B, d).
     """
 
     @staticmethod
     def forward(ctx, drive, W_h, W_m, e_h, e_m, A, B, h, m, lengths):
-        batch, frames, _ = drive.shape
+        batch, frames, ctx.width = drive.shape
         hidden_size = len(W_h)
+        drive = drive[..., : hidden_size + 1]
         matrices = _Matrices(W_h, W_m, e_h, e_m, A, B)
         transition = aligned(matrices.G.T)
         y = drive.new_empty(batch, frames, hidden_size)
@@ -165,7 +169,8 @@ class WindowedLMU(torch.autograd.Function):
         W_m, e_m, B, ends, *saved = ctx.saved_tensors
         matrices = ctx.matrices
         hidden_size, frames = len(W_m), grad_y.shape[1]
-        grad_drive = grad_y.new_empty(*grad_y.shape[:2], hidden_size + 1)
+        grad_drive = grad_y.new_empty(*grad_y.shape[:2], ctx.width)
+        grad_drive[..., hidden_size + 1 :] = 0
         grad_first_h, grad_first_m = torch.empty_like(grad_h), torch.empty_like(grad_m)
 
         def run(sequences: slice, states: Tensor, memory: Tensor) -> tuple[Tensor, ...]:
@@ -184,16 +189,15 @@ class WindowedLMU(torch.autograd.Function):
             )
             grad_first_h[sequences] = torch.addmm(grads[0, :, :hidden_size], grads[1], matrices.G[:, :hidden_size])
             grad_drive[sequences, :, :hidden_size] = grads[1:, :, :hidden_size].transpose(0, 1)
-            grad_drive[sequences, :, hidden_size:] = grad_u.transpose(0, 1)
+            grad_drive[sequences, :, hidden_size : hidden_size + 1] = grad_u.transpose(0, 1)
             return grads, grad_u, states, memory
 
         results = run_parts(run, ctx.parts, grad_y.device, len(matrices.G), saved[::2], saved[1::2])
-        totals = [0, 0, 0, 0]
+        of_parts = []
         for grads, grad_u, states, memory in results:
             flat_p, flat_u = grads[1:].flatten(0, 1)[:, :hidden_size].T, grad_u.view(1, -1)
             hidden = states[:-1].flatten(0, 1)[:, :hidden_size]
-            totals[0] += flat_p @ hidden
-            totals[1] += flat_p @ memory[1:].flatten(0, 1)
-            totals[2] += flat_u @ hidden
-            totals[3] += flat_u @ memory[:-1].flatten(0, 1)
+            before, after = memory[:-1].flatten(0, 1), memory[1:].flatten(0, 1)
+            of_parts.append((flat_p @ hidden, flat_p @ after, flat_u @ hidden, flat_u @ before))
+        totals = (functools.reduce(torch.add, parts) for parts in zip(*of_parts, strict=True))
         return grad_drive, *totals, None, None, grad_first_h, grad_first_m, None
