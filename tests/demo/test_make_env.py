@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+WANTED = ["setup.py", "espnet_lmu/lmu/frames.cpp"]  # an environment that was made with others is made anew
 # Stands in for uv: notes its arguments and makes what the script looks at; fails while a file FAIL is there.
 FAKE_UV = """#!/bin/sh
 echo "$*" >>calls
@@ -20,7 +21,9 @@ class Clone:
         self.path = path
         (path / ".ci").mkdir(parents=True)
         shutil.copy(ROOT / ".ci" / "make_env.sh", path / ".ci")
-        (path / "setup.py").write_text("first\n")
+        for name in WANTED:
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_text("first\n")
         (path / "tools").mkdir()
         (path / "tools" / "uv").write_text(FAKE_UV)
         (path / "tools" / "uv").chmod(0o755)
@@ -48,9 +51,10 @@ def test_environment_is_made_once(clone):
     assert clone.installations() == 1
 
 
-def test_environment_is_made_anew_for_other_requirements(clone):
+@pytest.mark.parametrize("name", WANTED)
+def test_environment_is_made_anew_for_other_requirements(clone, name):
     clone.make_env()
-    (clone.path / "setup.py").write_text("second\n")
+    (clone.path / name).write_text("second\n")
     assert clone.make_env().returncode == 0
     assert clone.installations() == 2
 
