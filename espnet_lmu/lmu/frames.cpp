@@ -18,7 +18,7 @@ namespace {
 
 struct Frames {
     float *rows;  // the row before the first to fill: row r of sequence b is at rows + r * frame_stride + b * row_stride
-    int64_t frame_stride, row_stride;
+    int64_t frame_stride, row_stride;  // frames run backward in time by a negative frame_stride
     const float *outputs;  // null: forward; else tanh's outputs, moving along with rows
     int64_t output_frame_stride, output_row_stride;
     const float *matrix;  // (size, size), rows matrix_stride apart, a multiple of 16

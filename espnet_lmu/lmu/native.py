@@ -89,7 +89,7 @@ def _run(
 ) -> None:
     if rows.stride(2) != 1 or outputs is not None and outputs.stride(2) != 1:
         raise ValueError("the numbers of a row must lie side by side")
-    of_outputs = (None, 0, 0)
+    of_outputs = (None, 0, 0)  # nor have outputs of no columns an address, and then no column has tanh
     if outputs is not None:
         of_outputs = outputs[-1:].data_ptr(), direction * outputs.stride(0), outputs.stride(1)
     matrix = aligned(matrix)
