@@ -1,7 +1,7 @@
 """What ESPnet's modules need right after (or while) they are imported, done without importing them.
 
 ESPnet has no entry points: a class becomes an encoder by being written into the ``encoder_choices`` of each
-task module, an augmentation by being written into its ``specaug_choices``.
+task module, an augmentation by being written into its ``specaug_choices``, an optimizer into ``optim_classes``.
 Importing a task takes about 13 s, so nothing is imported here; a finder on ``sys.meta_path`` waits for the
 modules named in ``_HOOKS`` and acts when somebody imports them.
 """
@@ -23,6 +23,7 @@ from espnet_lmu.errors import UserError
 
 ENCODER_NAME = "lmu"
 SPECAUG_NAME = "vtlp_specaug"
+OPTIMIZER_NAME = "muon"
 
 # Tasks that call their encoder as AbsEncoder declares it. Not among them: hubert (passes `num_classes`), ssl
 # (passes `masks`), spk and lid (pass no lengths), enh and enh_tse (another AbsEncoder), asr_transducer (no choice).
@@ -44,6 +45,12 @@ def _register(task: ModuleType) -> None:
                 choices.classes.setdefault(ENCODER_NAME, LMUEncoder)
             elif choices.base_type is AbsSpecAug:
                 choices.classes.setdefault(SPECAUG_NAME, VTLPSpecAug)
+
+
+def _register_optimizer(abs_task: ModuleType) -> None:
+    from espnet_lmu.training.muon import Muon
+
+    abs_task.optim_classes.setdefault(OPTIMIZER_NAME, Muon)
 
 
 @contextlib.contextmanager
@@ -77,6 +84,7 @@ def _atomic_checkpoints(trainer: ModuleType) -> None:
 # module -> (context manager around its execution, function called with it afterwards)
 _HOOKS: dict[str, tuple[Callable | None, Callable[[ModuleType], None] | None]] = {
     **{f"espnet2.tasks.{task}": (None, _register) for task in _TASKS},
+    "espnet2.tasks.abs_task": (None, _register_optimizer),
     "espnet.nets.pytorch_backend.transformer.attention": (_no_flash_attention_notice, None),
     "g2p_en.g2p": (_no_nltk_download, None),
     "espnet2.train.trainer": (None, _atomic_checkpoints),
@@ -118,9 +126,10 @@ class _Finder(importlib.abc.MetaPathFinder):
 def speed_up_tasks() -> None:
     """Let ESPnet's tasks, when this process imports them, multiply float32 matrices with the faster library."""
 
-    def after(_: ModuleType) -> None:
+    def after(abs_task: ModuleType) -> None:
         from espnet_lmu.lmu.products import use_fast_products
 
+        _register_optimizer(abs_task)
         use_fast_products()
 
     _HOOKS["espnet2.tasks.abs_task"] = (None, after)

@@ -11,6 +11,7 @@ import torch
 
 import espnet_lmu
 from espnet_lmu import hook
+from espnet_lmu.training.muon import Muon
 from espnet_lmu.training.specaug import VTLPSpecAug
 
 TINY = ["output_size=8", "num_blocks=1", "memory_size=4", "theta=8.0", "attention_heads=2"]
@@ -36,6 +37,10 @@ def test_every_task_with_such_an_encoder_offers_it(task):
 def test_the_augmentation_is_offered_too(task):
     choices = importlib.import_module(f"espnet2.tasks.{task}").specaug_choices
     assert choices.get_class("vtlp_specaug") is VTLPSpecAug
+
+
+def test_the_optimizer_is_offered_too():
+    assert importlib.import_module("espnet2.tasks.abs_task").optim_classes["muon"] is Muon
 
 
 def test_importing_the_package_imports_neither_torch_nor_espnet():
