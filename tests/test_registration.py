@@ -74,14 +74,16 @@ SPAWNING_COMMAND = """
 """
 
 
-def test_a_spawned_worker_knows_the_encoder_and_nothing_noisy_is_printed(tmp_path, monkeypatch):
+def test_a_spawned_worker_knows_encoder_and_optimizer_and_nothing_noisy_is_printed(tmp_path, monkeypatch):
     (tmp_path / "spawning_command.py").write_text(textwrap.dedent(SPAWNING_COMMAND))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{':'.join(path for path in sys.path if path)}")
     command = [sys.executable, "-m", "espnet_lmu.run", "-m", "spawning_command", *asr_arguments(tmp_path)]
-    run = subprocess.run([*command, "--dry_run", "true"], capture_output=True, text=True)
+    command += ["--dry_run", "true", "--optim", "muon", "--exclude_weight_decay", "true"]
+    run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "LMUEncoder" in run.stderr  # ESPnet logs the model it built
+    assert "Muon (" in run.stderr  # and the optimizer
     assert "Flash Attention" not in run.stdout + run.stderr
     assert "nltk" not in run.stdout + run.stderr
     assert "FutureWarning" not in run.stderr
