@@ -27,19 +27,25 @@ def test_no_gradient_is_no_update():
     assert torch.equal(orthogonalize(torch.zeros(2, 4, 3)), torch.zeros(2, 4, 3))
 
 
+def take_steps(*optimizers):
+    """Three steps of each with the same gradients."""
+    parameters = [optimizer.param_groups[0]["params"] for optimizer in optimizers]
+    for _ in range(3):
+        for same in zip(*parameters, strict=True):
+            gradient = torch.randn_like(same[0])
+            for p in same:
+                p.grad = gradient.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+
+
 def test_matrices_move_as_torchs_muon_moves_them():
     torch.manual_seed(0)
     ours = [nn.Parameter(torch.randn(shape)) for shape in [(12, 20), (12, 20), (20, 12)]]
     theirs = copy.deepcopy(ours)
     settings = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.3}
-    optimizers = Muon(ours, **settings), torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **settings)
     start = copy.deepcopy(ours)
-    for _ in range(3):
-        for p, q in zip(ours, theirs, strict=True):
-            p.grad = torch.randn_like(p)
-            q.grad = p.grad.clone()
-        for optimizer in optimizers:
-            optimizer.step()
+    take_steps(Muon(ours, **settings), torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **settings))
     for p, q, before in zip(ours, theirs, start, strict=True):
         # torch's products are bfloat16
         assert (p - q).norm() < 0.02 * (q - before).norm()
@@ -47,17 +53,11 @@ def test_matrices_move_as_torchs_muon_moves_them():
 
 def test_everything_else_moves_as_adamw_moves_it():
     torch.manual_seed(0)
-    # bias, scalar, single row, single column, depthwise kernel, embedding of the input of an LMU
+    # bias, scalar, single row, single column, depthwise kernels
     ours = [nn.Parameter(torch.randn(shape)) for shape in [(7,), (), (1, 7), (7, 1), (7, 1, 3), (7, 1, 3, 3)]]
     theirs = copy.deepcopy(ours)
     settings = {"lr": 0.02, "betas": (0.8, 0.9), "eps": 1e-6, "weight_decay": 0.3}
-    optimizers = Muon(ours, **settings), torch.optim.AdamW(theirs, **settings)
-    for _ in range(3):
-        for p, q in zip(ours, theirs, strict=True):
-            p.grad = torch.randn_like(p)
-            q.grad = p.grad.clone()
-        for optimizer in optimizers:
-            optimizer.step()
+    take_steps(Muon(ours, **settings), torch.optim.AdamW(theirs, **settings))
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, q)
 
