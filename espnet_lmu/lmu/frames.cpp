@@ -4,8 +4,10 @@
 // more in the call, the copies and the elementwise operation after it than in arithmetic. Here a tile of the result
 // stays in registers from what drives it to its activation, and no frame returns to the interpreter.
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <thread>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -156,22 +158,7 @@ __attribute__((target("avx2,fma"))) void run_with_avx2(const Frames &f) { run<8,
 __attribute__((target("avx512f,fma"))) void run_with_avx512(const Frames &f) { run<16, 8>(f); }
 #endif
 
-}  // namespace
-
-extern "C" int64_t widest_vector() {
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f")) return 16;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 8;
-#endif
-    return 4;
-}
-
-// Other arguments need another name: an installed library may be older than the native.py that loads it.
-extern "C" void run_frames(int64_t lanes, float *rows, int64_t frame_stride, int64_t row_stride, const float *outputs,
-                           int64_t output_frame_stride, int64_t output_row_stride, const float *matrix,
-                           int64_t matrix_stride, int64_t count, int64_t batch, int64_t size, int64_t hidden_size) {
-    const Frames frames = {rows,   frame_stride,  row_stride, outputs, output_frame_stride, output_row_stride,
-                           matrix, matrix_stride, count,      batch,   size,                hidden_size};
+void run_flushing(int64_t lanes, const Frames &frames) {
 #if defined(__x86_64__)
     const unsigned int mode = _mm_getcsr();
     _mm_setcsr(mode | 0x8040);  // a memory that decays through silence reaches denormal numbers: flush them to zero
@@ -185,4 +172,89 @@ extern "C" void run_frames(int64_t lanes, float *rows, int64_t frame_stride, int
 #else
     run_on_any(frames);
 #endif
+}
+
+// The batch in parts, each a thread's for all frames but where another thread has nothing left to do: then whoever has
+// run SEGMENT more frames of its part leaves it to that one. On a core that another process shares, a part takes twice
+// as long, and without that all would wait for it.
+struct Parts {
+    struct Place {
+        int32_t part, frame;  // the frames before are done
+    };
+    static constexpr Place NONE = {-1, 0};
+    static constexpr int32_t SEGMENT = 16;
+
+    const Frames frames;
+    const int64_t lanes, count;
+    std::atomic<int64_t> next, unfinished, waiting;
+    std::atomic<Place> left;
+
+    Parts(const Frames &frames, int64_t lanes, int64_t count)
+        : frames(frames), lanes(lanes), count(count), next(0), unfinished(count), waiting(0), left(NONE) {}
+
+    void run_segment(Place place) const {
+        Frames f = frames;
+        const int64_t first = f.batch * place.part / count, end = f.batch * (place.part + 1) / count;
+        f.batch = end - first;
+        f.rows += first * f.row_stride + place.frame * f.frame_stride;
+        if (f.outputs != nullptr) f.outputs += first * f.output_row_stride + place.frame * f.output_frame_stride;
+        f.count = f.count - place.frame < SEGMENT ? f.count - place.frame : SEGMENT;
+        run_flushing(lanes, f);
+    }
+
+    bool take_new(Place &place) {
+        place = {static_cast<int32_t>(next++), 0};
+        return place.part < count;
+    }
+
+    bool take_left(Place &place) {
+        waiting++;
+        while ((place = left.exchange(NONE)).part < 0 && unfinished > 0) std::this_thread::yield();
+        waiting--;
+        return place.part >= 0;
+    }
+
+    // Whoever leaves a part does so to one who waits, and who then sees that it is not finished.
+    bool leave(Place place) {
+        Place none = NONE;
+        return waiting > 0 && left.compare_exchange_strong(none, place);
+    }
+
+    void run() {
+        Place place;
+        if (!take_new(place)) return;  // there are more threads than parts
+        do {
+            for (; place.frame < frames.count; place.frame += SEGMENT) {
+                if (leave(place)) return;
+                run_segment(place);
+            }
+            unfinished--;
+        } while (take_new(place) || take_left(place));
+    }
+};
+
+}  // namespace
+
+extern "C" int64_t widest_vector() {
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f")) return 16;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 8;
+#endif
+    return 4;
+}
+
+// Other arguments need another name: an installed library may be older than the native.py that loads it.
+// in_parallel(function, argument, threads, 0) calls function(argument) in as many threads; null for one thread.
+extern "C" void run_frames_of_parts(int64_t lanes, float *rows, int64_t frame_stride, int64_t row_stride,
+                                    const float *outputs, int64_t output_frame_stride, int64_t output_row_stride,
+                                    const float *matrix, int64_t matrix_stride, int64_t count, int64_t batch,
+                                    int64_t size, int64_t hidden_size, int64_t number_of_parts, int64_t threads,
+                                    void (*in_parallel)(void (*)(void *), void *, unsigned, unsigned)) {
+    const Frames frames = {rows,   frame_stride,  row_stride, outputs, output_frame_stride, output_row_stride,
+                           matrix, matrix_stride, count,      batch,   size,                hidden_size};
+    Parts parts(frames, lanes, number_of_parts);
+    if (in_parallel != nullptr)
+        in_parallel([](void *all) { static_cast<Parts *>(all)->run(); }, &parts, static_cast<unsigned>(threads), 0);
+    else
+        parts.run();
 }

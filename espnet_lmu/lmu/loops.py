@@ -37,7 +37,8 @@ def one_by_one() -> bool:
     return _one_by_one
 
 
-def _is_compiled(rows: Tensor) -> bool:
+def is_compiled(rows: Tensor) -> bool:
+    """Whether `run_frames` of such rows is the compiled loop."""
     return native.runs(rows) and not _one_by_one
 
 
@@ -50,7 +51,7 @@ def run_frames(rows: Tensor, matrix: Tensor, hidden_size: int) -> None:
         matrix: (n, n).
         hidden_size: columns of p.
     """
-    if _is_compiled(rows):
+    if is_compiled(rows):
         native.run_frames(rows, matrix, hidden_size)
         return
     hidden = rows[..., :hidden_size].unbind(0)
@@ -71,7 +72,7 @@ def run_frames_backward(rows: Tensor, outputs: Tensor, matrix: Tensor) -> None:
     """
     hidden = rows[..., : outputs.shape[2]].unbind(0)
     hidden[-1].mul_(1 - outputs[-1] ** 2)
-    if _is_compiled(rows):
+    if is_compiled(rows):
         native.run_frames_backward(rows, outputs, matrix)
         return
     slopes = torch.addcmul(rows.new_ones(()), outputs, outputs, value=-1).unbind(0)
@@ -99,16 +100,15 @@ def single_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def split_batch(rows: Tensor, size: int, only_frames: bool = False) -> list[slice]:
+def split_batch(rows: Tensor, size: int) -> list[slice]:
     """The sequences of each thread that is worth having.
 
     Args:
         rows: (.., B, ..) with the batch in dimension 1; the loop works on its device and in its type.
         size: a frame is a product (B, size) x (size, size).
-        only_frames: the threads do nothing but `run_frames`, whose compiled form is over before a second one helps.
     """
     batch, threads = rows.shape[1], 1
-    if rows.device.type == "cpu" and not _one_by_one and not (only_frames and _is_compiled(rows)):
+    if rows.device.type == "cpu" and not _one_by_one:
         most = min(batch // _SEQUENCES_OF_A_THREAD, 2 * batch * size**2 // _OPERATIONS_OF_A_THREAD)
         threads = max(1, min(torch.get_num_threads(), most))
     return [slice(batch * number // threads, batch * (number + 1) // threads) for number in range(threads)]

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from espnet_lmu.lmu import windowed
 from espnet_lmu.lmu.cuda_graph import BackwardFrames, ForwardFrames, captured
 from espnet_lmu.lmu.legendre import LegendreBuffers, LegendreSystem
-from espnet_lmu.lmu.loops import one_by_one, run_frames, run_frames_backward, run_parts, split_batch
+from espnet_lmu.lmu.loops import is_compiled, one_by_one, run_frames, run_frames_backward, run_parts, split_batch
 from espnet_lmu.lmu.naive import valid_frames
 
 ROUTES = ("auto", "persistent")
@@ -55,11 +55,15 @@ def _run_frames(states: Tensor, transition: Tensor, hidden_size: int, persistent
         run_all(states, transition)
         return
 
+    if is_compiled(states):
+        run_frames(states, transition, hidden_size)
+        return
+
     def run(sequences: slice) -> None:
         run_frames(states[:, sequences], transition, hidden_size)
 
     n = states.shape[2]
-    run_parts(run, split_batch(states, n, only_frames=True), states.device, n)
+    run_parts(run, split_batch(states, n), states.device, n)
 
 
 def _run_frames_backward(
@@ -71,11 +75,15 @@ def _run_frames_backward(
         run_all(grads, torch.addcmul(grads.new_ones(()), outputs, outputs, value=-1), transition)
         return
 
+    if is_compiled(grads):
+        run_frames_backward(grads, outputs, transition)
+        return
+
     def run(sequences: slice) -> None:
         run_frames_backward(grads[:, sequences], outputs[:, sequences], transition)
 
     n = grads.shape[2]
-    run_parts(run, split_batch(grads, n, only_frames=True), grads.device, n)
+    run_parts(run, split_batch(grads, n), grads.device, n)
 
 
 def folded_matrices(W_h: Tensor, W_m: Tensor, e_h: Tensor, e_m: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,7 +228,7 @@ def fused_recurrence(
     drive: (B, T, H + 1 or more), what x[t] adds to the argument of tanh and to u; further columns are not used.
     """
     values = (drive, W_h, W_m, e_h, e_m, A, B, h, m, lengths)
-    if windowed.pays_off(drive, m):
+    if windowed.pays_off(drive, h, m):
         y, h, m = windowed.WindowedLMU.apply(*values)
     else:
         y, h, m = _FusedLMU.apply(*values, persistent)

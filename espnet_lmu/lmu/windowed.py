@@ -26,20 +26,24 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from espnet_lmu.lmu.loops import run_frames, run_frames_backward, run_parts, split_batch
+from espnet_lmu.lmu.loops import is_compiled, run_frames, run_frames_backward, run_parts, split_batch
 from espnet_lmu.lmu.naive import valid_frames
-from espnet_lmu.lmu.native import aligned
+from espnet_lmu.lmu.native import aligned, parts_of_batch
 
 WINDOW = 32  # frames
 _SMALLEST_MEMORY = 256  # d; with 128 there is nothing to gain (measured at H = 256), with 64 much to lose
 
 
-def pays_off(drive: Tensor, m: Tensor) -> bool:
-    """Whether this form is the faster one for drive (B, T, ..) and the memory m (B, d).
+def pays_off(drive: Tensor, h: Tensor, m: Tensor) -> bool:
+    """Whether this form is the faster one for drive (B, T, ..), h (B, H) and the memory m (B, d).
 
-    Its matrices take as long as some frames do.
+    Its matrices take as long as some frames do. The other form has nothing but its loop to share between threads, and
+    shares it better.
     """
-    return drive.device.type == "cpu" and m.shape[1] >= _SMALLEST_MEMORY and drive.shape[1] >= 2 * WINDOW
+    batch, frames, _ = drive.shape
+    if drive.device.type != "cpu" or m.shape[1] < _SMALLEST_MEMORY or frames < 2 * WINDOW:
+        return False
+    return not is_compiled(drive) or parts_of_batch(frames, batch, h.shape[1] + m.shape[1]) == 1
 
 
 class _Matrices:

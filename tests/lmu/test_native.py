@@ -48,6 +48,61 @@ def test_agrees_with_torch(lanes, frames, batch, size, hidden_size):
     torch.testing.assert_close(found_grads.double(), expected_grads, rtol=1e-5, atol=1e-5)
 
 
+@pytest.fixture
+def four_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+needs_openmp = pytest.mark.skipif(native._parallel_region() is None, reason="torch does not run on GNU's OpenMP")
+
+
+def test_torchs_threads_are_found():
+    if "OpenMP" not in torch.__config__.parallel_info() or "libgomp" not in open("/proc/self/maps").read():
+        pytest.skip("torch does not run on GNU's OpenMP")
+    assert native._parallel_region()
+
+
+@needs_openmp
+@pytest.mark.parametrize("parts", [2, 3, 4])
+@pytest.mark.parametrize("frames", [1, 15, 16, 17, 70])
+def test_parts_of_the_batch_change_nothing(parts, frames, four_threads):
+    matrix, rows = frames_case(frames, 7, 37, 20)
+    whole, in_parts = rows.clone(), rows.clone()
+    native.run_frames(whole, matrix, 20, parts=1)
+    native.run_frames(in_parts, matrix, 20, parts=parts)
+    assert in_parts.equal(whole)
+    outputs = whole[1:, :, :20]
+    whole, in_parts = rows[1:].clone(), rows[1:].clone()
+    native.run_frames_backward(whole, outputs, matrix, parts=1)
+    native.run_frames_backward(in_parts, outputs, matrix, parts=parts)
+    assert in_parts.equal(whole)
+
+
+@needs_openmp
+def test_a_part_goes_from_thread_to_thread(four_threads):
+    # More threads than cores, so that in some of the repetitions one ends long before another.
+    matrix, rows = frames_case(200, 8, 64, 40)
+    whole = rows.clone()
+    native.run_frames(whole, matrix, 40, parts=1)
+    for _ in range(300):
+        in_parts = rows.clone()
+        native.run_frames(in_parts, matrix, 40, parts=4)
+        assert in_parts.equal(whole)
+
+
+@needs_openmp
+def test_number_of_parts(four_threads):
+    assert native.parts_of_batch(400, 8, 768) == 2
+    assert native.parts_of_batch(400, 64, 768) == 4  # torch's threads
+    assert native.parts_of_batch(400, 7, 768) == 1  # too few sequences
+    assert native.parts_of_batch(20, 8, 64) == 1  # too little work
+    torch.set_num_threads(1)
+    assert native.parts_of_batch(400, 64, 768) == 1
+
+
 @pytest.mark.parametrize("lanes", WIDTHS)
 def test_writes_nothing_beside_its_rows(lanes):
     matrix, _ = frames_case(3, 2, 21, 13)

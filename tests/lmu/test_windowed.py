@@ -5,7 +5,7 @@ import torch
 from lmu_agreement import assert_agree, assert_all_agree, original_case, outputs_and_gradients
 from torch.nn import functional as F
 
-from espnet_lmu.lmu import LMU, loops, windowed
+from espnet_lmu.lmu import LMU, loops, native, windowed
 from espnet_lmu.lmu.naive import naive_lmu
 
 
@@ -93,3 +93,19 @@ def test_a_layer_takes_it_for_long_sequences_and_goes_on_from_its_state(monkeypa
     assert_agree(torch.cat(pieces, 1), y)
     assert_agree(state[0], h)
     assert_agree(state[1], m)
+
+
+@pytest.mark.skipif(
+    not native.is_built() or native._parallel_region() is None, reason="the compiled loop has one thread here"
+)
+def test_a_loop_on_several_threads_keeps_its_memory():
+    before = torch.get_num_threads()
+    drive, h, m = torch.zeros(8, 400, 65), torch.zeros(8, 64), torch.zeros(8, 256)
+    try:
+        torch.set_num_threads(2)
+        assert not windowed.pays_off(drive, h, m)
+        assert windowed.pays_off(drive[:4], h[:4], m[:4])
+        torch.set_num_threads(1)
+        assert windowed.pays_off(drive, h, m)
+    finally:
+        torch.set_num_threads(before)
