@@ -37,7 +37,8 @@ def _plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     """`scaled_dot_product_attention` in three steps; a query that may see no key attends to all of them."""
     scores = (query * query.size(-1) ** -0.5) @ key.transpose(-2, -1)
     if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        # A number so large leaves nothing of the score that it is added to. Unlike a fill it needs no backward pass.
+        scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, torch.finfo(scores.dtype).min / 2)
     weights = scores.softmax(-1)
     return (F.dropout(weights, dropout_rate) if dropout_rate else weights) @ value
 

@@ -70,11 +70,12 @@ def run_frames_backward(rows: Tensor, outputs: Tensor, matrix: Tensor) -> None:
         outputs: (T, B, H), of tanh.
         matrix: (n, n).
     """
-    hidden = rows[..., : outputs.shape[2]].unbind(0)
+    hidden = rows[..., : outputs.shape[2]]
     hidden[-1].mul_(1 - outputs[-1] ** 2)
     if is_compiled(rows):
         native.run_frames_backward(rows, outputs, matrix)
         return
+    hidden = hidden.unbind(0)
     slopes = torch.addcmul(rows.new_ones(()), outputs, outputs, value=-1).unbind(0)
     rows = rows.unbind(0)
     for t in range(len(rows) - 2, -1, -1):
