@@ -1,5 +1,7 @@
 """The compiled loop over frames: against the loop that torch runs, in float64, for every width of vectors."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -60,7 +62,7 @@ needs_openmp = pytest.mark.skipif(native._parallel_region() is None, reason="tor
 
 
 def test_torchs_threads_are_found():
-    if "OpenMP" not in torch.__config__.parallel_info() or "libgomp" not in open("/proc/self/maps").read():
+    if "OpenMP" not in torch.__config__.parallel_info() or "libgomp" not in Path("/proc/self/maps").read_text():
         pytest.skip("torch does not run on GNU's OpenMP")
     assert native._parallel_region()
 
