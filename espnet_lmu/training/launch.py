@@ -24,6 +24,7 @@ from espnet_lmu.data.features import check_features, read_features, write_featur
 from espnet_lmu.data.files import command_line
 from espnet_lmu.errors import UserError
 from espnet_lmu.hook import ignore_espnets_warnings, import_asr_train
+from espnet_lmu.training.pretrained import check_pretrained
 
 
 def _free_port() -> int:
@@ -79,7 +80,7 @@ def _record_features(arguments: list[str]) -> None:
     """Write down, in a new experiment, how the features that it is trained on were computed.
 
     Raises:
-        UserError: the experiment has begun with others, or the statistics are of others.
+        UserError: the experiment has begun with others, or the statistics or a pretrained model are of others.
     """
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     parser.add_argument("--output_dir", type=Path)
@@ -92,6 +93,7 @@ def _record_features(arguments: list[str]) -> None:
     statistics = known.valid_shape_file[0].parents[1]
     features = read_features(data_dir)
     check_features(str(statistics), read_features(statistics), features, str(data_dir))
+    check_pretrained(arguments, data_dir)
     if (experiment / "checkpoint.pth").exists():
         check_features(str(experiment), read_features(experiment), features, str(data_dir))
     else:
