@@ -5,17 +5,34 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from espnet_lmu.encoder.attention import AttentionState, CrossAttention, SelfAttention
 from espnet_lmu.encoder.dropout import Dropout
 
 
-class FeedForward(nn.Sequential):
-    """LayerNorm, then a position-wise network with one hidden layer of `units`: 2 D units + units + 3 D parameters."""
+class SwiGLU(nn.Module):
+    """SiLU of one half of the features times the other half (Shazeer 2020, "GLU variants improve Transformer")."""
 
-    def __init__(self, size: int, units: int, dropout_rate: float):
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., 2 units) -> (..., units)."""
+        gate, units = x.chunk(2, dim=-1)
+        return F.silu(gate) * units
+
+
+class FeedForward(nn.Sequential):
+    """LayerNorm, then a position-wise network with one hidden layer of `units`: 2 D units + units + 3 D parameters.
+
+    If `gated`, each unit has a gate of its own: 3 D units + 2 units + 3 D parameters.
+    """
+
+    def __init__(self, size: int, units: int, gated: bool, dropout_rate: float):
         super().__init__(
-            nn.LayerNorm(size), nn.Linear(size, units), nn.SiLU(), Dropout(dropout_rate), nn.Linear(units, size)
+            nn.LayerNorm(size),
+            nn.Linear(size, 2 * units if gated else units),
+            SwiGLU() if gated else nn.SiLU(),
+            Dropout(dropout_rate),
+            nn.Linear(units, size),
         )
 
 
@@ -35,6 +52,7 @@ class LMULayer(nn.Module):
         attention: the self-attention in front (with a norm of its own), or None.
         cross_attention: attention to a memory (with a norm of its own), or None.
         linear_units: hidden units of the feed-forward module; 0 for none, as in the published model.
+        gated_linear_units: whether they are gated.
         dropout_rate: dropout of each branch before it is added.
     """
 
@@ -45,6 +63,7 @@ class LMULayer(nn.Module):
         attention: SelfAttention | None,
         cross_attention: CrossAttention | None = None,
         linear_units: int = 0,
+        gated_linear_units: bool = False,
         dropout_rate: float = 0.1,
     ):
         super().__init__()
@@ -56,7 +75,9 @@ class LMULayer(nn.Module):
         self.norm = nn.LayerNorm(size)
         self.lmu = lmu
         self.cross_attention = cross_attention
-        self.feed_forward = FeedForward(size, linear_units, dropout_rate) if linear_units else None
+        self.feed_forward = None
+        if linear_units:
+            self.feed_forward = FeedForward(size, linear_units, gated_linear_units, dropout_rate)
         self.dropout = Dropout(dropout_rate)
 
     def forward(

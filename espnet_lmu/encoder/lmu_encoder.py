@@ -69,6 +69,8 @@ class LMUEncoder(AbsEncoder):
             used with any of them: whole recordings take the largest, streaming takes the smallest. The attributes
             `attention_chunk` and `streaming_chunk` can be set to others.
         linear_units: hidden units of the position-wise feed-forward module at the end of each layer; 0 for none.
+        gated_linear_units: whether each of these units is multiplied by a gate of its own (SwiGLU); with two thirds of
+            the units, a module has as many parameters.
         dropout_rate: dropout of each branch of a layer and of the input.
         attention_dropout_rate: dropout of the attention weights.
         input_layer: "linear", ESPnet's "conv2d" (by 4), "conv2d1", "conv2d2", "conv2d6", "conv2d8", or the
@@ -108,6 +110,7 @@ class LMUEncoder(AbsEncoder):
         attention_heads: int = 8,
         attention_context: Sequence[int | Sequence[int]] | None = None,
         linear_units: int = 0,
+        gated_linear_units: bool = False,
         dropout_rate: float = 0.1,
         attention_dropout_rate: float = 0.0,
         input_layer: str = "linear",
@@ -132,6 +135,8 @@ class LMUEncoder(AbsEncoder):
                 raise ValueError(f"{name} {count!r} must be a whole number of at least 1")
         if not isinstance(linear_units, int) or linear_units < 0:
             raise ValueError(f"linear_units {linear_units!r} must be a whole number, 0 for no feed-forward module")
+        if gated_linear_units and not linear_units:
+            raise ValueError("gated_linear_units: there are none; set linear_units")
         if attention_context is not None and not isinstance(attention_context, Sequence):
             raise ValueError(f"attention_context {attention_context!r}: give [left, chunk], at least 0 and 1 frames")
         if bidirectional and output_size % 2:
@@ -183,6 +188,7 @@ class LMUEncoder(AbsEncoder):
                 SelfAttention(*attention_options, attention_context) if use_attention else None,
                 CrossAttention(*attention_options) if use_cross_attention else None,
                 linear_units,
+                gated_linear_units,
                 dropout_rate,
             )
             for _ in range(num_blocks)

@@ -15,6 +15,7 @@ from espnet_lmu import LMUEncoder
 from espnet_lmu.bin import main
 from espnet_lmu.encoder import lmu_encoder
 from espnet_lmu.encoder.attention import SelfAttention
+from espnet_lmu.encoder.layer import FeedForward
 from espnet_lmu.encoder.subsampling import INPUT_LAYERS
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -229,6 +230,7 @@ def test_attention_depends_on_relative_positions_only():
         ({"input_layer": "dw_striding", "input_channels": 0}, "input_channels 0"),
         ({"output_size": "16"}, "output_size '16'"),
         ({"linear_units": -3}, "linear_units -3"),
+        ({"gated_linear_units": True}, "gated_linear_units: there are none; set linear_units"),
         ({"attention_context": 64}, r"attention_context 64: give \[left, chunk\]"),
         ({"theta": [8.0, 16.0]}, "theta"),
         ({"attention_heads": 3}, "attention_heads"),
@@ -342,3 +344,13 @@ def test_help_needs_no_heavy_import():
     code = "import sys; from espnet_lmu.bin import main\ntry: main.main(['-h'])\nfinally: print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "params" in run.stdout and run.stdout.endswith("False\n")
+
+
+def test_gated_units_are_multiplied_by_their_gates():
+    torch.manual_seed(0)
+    module, x = FeedForward(6, 5, gated=True, dropout_rate=0.0), torch.randn(2, 3, 6)
+    norm, both, _, _, last = module
+    gate, units = norm(x) @ both.weight.T[:, :5] + both.bias[:5], norm(x) @ both.weight.T[:, 5:] + both.bias[5:]
+    expected = (gate * gate.sigmoid() * units) @ last.weight.T + last.bias
+    torch.testing.assert_close(module(x), expected)
+    assert sum(p.numel() for p in module.parameters()) == 3 * 6 * 5 + 2 * 5 + 3 * 6

@@ -24,7 +24,7 @@ VARIANTS = {
     "parallel": {"lmu_type": "parallel", "memory_d": 2, "input_layer": "dw_striding"},
     "chunks of one frame": {"attention_context": [3, 1]},
     "nothing but the chunk": {"attention_context": [0, 7]},
-    "more left than chunk": {"attention_context": [50, 3], "linear_units": 24},
+    "more left than chunk": {"attention_context": [50, 3], "linear_units": 24, "gated_linear_units": True},
     "several chunk sizes": {"attention_context": [8, [2, 16, 8]]},
     "chosen chunk size": {"attention_context": [8, [2, 16, 8]], "block_size": 5},
     "no attention": {"use_attention": False, "input_layer": "dw_striding8"},

@@ -46,6 +46,7 @@ STREAMING = {
     "original": {},
     "parallel, dw_striding": {"lmu_type": "parallel", "memory_d": 3, "input_layer": "dw_striding"},
     "dw_striding8": {"linear_units": 24, "input_layer": "dw_striding8", "input_channels": 8},
+    "gated": {"linear_units": 24, "gated_linear_units": True},
     "self-conditioned": {"interctc_layer_idx": [1], "interctc_use_conditioning": True},
     "no attention": {"use_attention": False, "input_layer": "dw_striding"},
     "conv2d": {"input_layer": "conv2d"},
