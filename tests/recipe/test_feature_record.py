@@ -51,6 +51,9 @@ def test_training_goes_on_with_its_features_alone(tmp_path, capsys):
         train_on(OLD, OLD)
     with pytest.raises(UserError, match="exp/stats: its features are not those of .*dump/valid: .*make it again"):
         train_on(new, OLD)
+    write_features(statistics, new)
+    with pytest.raises(UserError, match="init_param nothing.pth: no such file"):
+        _record_features([*arguments, "--init_param", "nothing.pth:encoder:encoder"])
     write_features(experiment, None)
     assert f"warning: {experiment}: no features.yaml" in train_on(new, new)
     assert train_on(None, None) == ""  # raw audio, and features of the user's own
