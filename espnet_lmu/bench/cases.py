@@ -23,6 +23,7 @@ from espnet_lmu.bench.timing import Timing, busy_process, time_in_turns
 from espnet_lmu.lmu import LMU, ParallelLMU, native
 from espnet_lmu.lmu.loops import frames_one_by_one
 from espnet_lmu.lmu.naive import naive_lmu
+from espnet_lmu.lmu.products import use_fast_products
 
 Call = Callable[[], object]
 
@@ -326,6 +327,12 @@ def _added(device: torch.device, before: int) -> int:
     return max(0, _peak(device) - before)
 
 
+def _set_up(threads: int) -> None:
+    """Let a new process compute as this one does."""
+    torch.set_num_threads(threads)
+    use_fast_products()
+
+
 def length(settings: Settings) -> Iterator[Comparison]:
     """Time and memory of inference against the length of the audio, with limited and with full attention context."""
     seconds = [10, 20, 40] if settings.quick else [10, 20, 40, 80, 160, 320, 640, 900, 1800]
@@ -333,9 +340,8 @@ def length(settings: Settings) -> Iterator[Comparison]:
     for context, longest in ((_CONTEXT, seconds[-1]), (None, 320)):
         timings, peaks = {}, {}
         for value in [value for value in seconds if value <= longest]:
-            # A process of its own for each: the peak of a process never falls.
-            threads = torch.get_num_threads()
-            with ProcessPoolExecutor(1, spawn, torch.set_num_threads, (threads,)) as pool:
+            # A process of its own for each: the next finds no memory that an earlier one has taken from the system.
+            with ProcessPoolExecutor(1, spawn, _set_up, (torch.get_num_threads(),)) as pool:
                 times, peak = pool.submit(_long_audio, value / 60, context, settings.device).result()
             timings[f"{value} s"], peaks[f"{value} s"] = Timing(*times), peak
         kind = f"context {list(context)} frames of 40 ms" if context else "context of all frames"

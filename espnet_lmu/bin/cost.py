@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from espnet_lmu.errors import UserError
@@ -52,7 +53,8 @@ def run(args: argparse.Namespace) -> None:
         if len(args.throughput) != len(configs):
             names = ", ".join(config.stem for config in configs)
             raise UserError(f"--throughput: given {len(args.throughput)} times; give one for each of {names}")
-        if min(args.throughput) <= 0:
-            raise UserError(f"--throughput {min(args.throughput):g}: give more than 0")
+        for speed in args.throughput:
+            if not 0 < speed < math.inf:
+                raise UserError(f"--throughput {speed:g}: give more than 0")
         throughputs = [Throughput(speed, "as given") for speed in args.throughput]
     print(format_costs(configs, throughputs, gpus, factors, args.vocab_size))

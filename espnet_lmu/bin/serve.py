@@ -89,9 +89,11 @@ def run(args: argparse.Namespace) -> None:
     app = build_app(recognizer, name, limits, allowed_hosts(args.host), workers)
     print(f"{address(listening, args.host)} (latency {recognizer.latency:.2f} s at most; Ctrl-C ends)", flush=True)
     if not is_loopback(args.host):
+        # The far end of the tunnel: where this listens, as seen from here.
+        here, port = "localhost" if args.host in ("0.0.0.0", "::") else args.host, listening.getsockname()[1]
         print(
             "note: browsers give the microphone to localhost and https only: from elsewhere, ssh -L "
-            f"{args.port}:localhost:{args.port} or a proxy with https; audio files work anyway",
+            f"{port}:{here}:{port} or a proxy with https; audio files work anyway",
             file=sys.stderr,
         )
     serve(app, listening)

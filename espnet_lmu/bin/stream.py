@@ -35,8 +35,8 @@ def run(args: argparse.Namespace) -> None:
         import_sounddevice()
     elif args.audio != "-":
         audio_length(args.audio)
-    elif sys.stdin.isatty():
-        raise UserError("-: standard input is a terminal; pipe raw 16-bit samples into this command")
+    elif sys.stdin is None or sys.stdin.isatty():
+        raise UserError("-: standard input is closed, or a terminal; pipe raw 16-bit samples into this command")
 
     import torch
 

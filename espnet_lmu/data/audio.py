@@ -13,17 +13,30 @@ _STREAMED = 0x7FFFFFFF - 1024  # A WAV header written to a pipe claims about thi
 _LONGEST = 1 << 40  # samples; libsndfile states more where a header is silent
 
 
+# Formats whose files libsndfile quietly shortens to what is there, and how it then describes them.
+_SHORTENED = ("WAV", "WAVEX", "NIST", "AIFF", "AU", "W64", "RF64", "CAF", "OGG")
+_CUT = re.compile(r"^ *(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_CUT_OGG = re.compile(r"^Ogg ?: Last page lacks an end-of-stream bit\.\nOgg ?: Junk after the last page\.", re.MULTILINE)
+
+
 def _promised_frames(path: Path, sound) -> int:
-    """Frames that the header promises; libsndfile quietly shortens WAV and NIST files to what is there."""
-    if sound.format in ("WAV", "WAVEX", "NIST"):
+    """Frames that the header promises, about those of the whole file where it is cut off.
+
+    Raises:
+        UserError: the file is cut off, and its header does not say how long it was.
+    """
+    if sound.format in _SHORTENED:
         with open(path, "rb") as stream:
             header = stream.read(1024)
         nist = re.search(rb"sample_count -i (\d+)", header) if header.startswith(b"NIST_1A") else None
         if nist:
             return int(nist[1])
-        cut = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
+        description = sound.extra_info
+        cut = _CUT.search(description)
         if cut and int(cut[2]) < int(cut[1]) < _STREAMED:
             return sound.frames * int(cut[1]) // max(int(cut[2]), 1)
+        if _CUT_OGG.search(description):
+            raise UserError(f"{path}: cut off: its last page is not complete")
     return sound.frames
 
 
@@ -77,7 +90,9 @@ def read_audio(path: str | Path, start: int = 0, frames: int | None = None) -> t
             samples = sound.read(-1 if frames is None else frames, dtype="float32")
             samples = samples if samples.ndim == 1 else samples.mean(axis=1)
             rate = sound.samplerate
-    except (soundfile.SoundFileError, OSError) as error:
+    except UserError:
+        raise
+    except (soundfile.SoundFileError, OSError, ValueError) as error:  # ValueError: GSM, which cannot be sought in
         raise UserError(f"{path}: not readable audio, or cut off ({_reason(path, error)})") from None
     if len(samples) < promised:
         raise UserError(f"{path}: cut off: {len(samples)} of {promised} samples")
@@ -91,12 +106,14 @@ def read_audio(path: str | Path, start: int = 0, frames: int | None = None) -> t
 def resample(samples: np.ndarray, rate: int, new_rate: int, speed: float = 1.0) -> np.ndarray:
     """Bring (frames,) float32 samples from `rate` to `new_rate` (Hz) and play them `speed` times as fast.
 
-    Faster is the same as a higher original rate: one windowed-sinc filter does both, pitch changes with speed.
+    Faster is the same as a higher original rate, for which a windowed-sinc filter is made; pitch changes with speed.
     """
-    source = round(rate * speed)
-    if source == new_rate:
-        return samples
     import torch
     import torchaudio
 
-    return torchaudio.functional.resample(torch.from_numpy(samples), source, new_rate).numpy()
+    # Rates whose greatest common divisor is small (44.1 kHz, 1.05 times as fast) would need a filter of a gigabyte, so
+    # the rate is changed first. The new one, 16 kHz say, times a speed of two decimals has a large divisor.
+    for source in (rate, round(new_rate * speed)):
+        if source != new_rate:
+            samples = torchaudio.functional.resample(torch.from_numpy(samples), source, new_rate).numpy()
+    return samples

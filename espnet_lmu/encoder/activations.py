@@ -1,4 +1,4 @@
-"""Memory that a training step keeps for the way back, counted in a forward pass of short utterances."""
+"""Memory that a training step keeps for the way back, counted in forward passes of two and three utterances."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from torch import nn
 from espnet_lmu.encoder.attention import Attention
 from espnet_lmu.encoder.parameters import build_encoder, feature_size
 from espnet_lmu.errors import UserError
-
-_LENGTHS = (64, 128, 192)  # frames
 
 
 def batch_memory(config: Path, vocab_size: int, batch_size: int, frames: int, report: dict) -> dict:
@@ -44,10 +42,11 @@ def batch_memory(config: Path, vocab_size: int, batch_size: int, frames: int, re
 def activation_bytes(config: Path, vocab_size: int, batch_size: int, frames: int, mixed_precision: bool) -> float:
     """Bytes that autograd keeps of a batch of `batch_size` utterances of `frames` frames, CTC layer included.
 
-    Kept tensors grow with the number of utterances, and with their length as a polynomial of degree two. It is found
-    on a CPU, at three short lengths. Attention counts with the kernels for GPUs, which keep no matrix of weights.
-    With gradient checkpointing, inputs of all layers and what one of them keeps are there at a time. What operations
-    take for a moment comes on top.
+    Kept tensors grow with the number of utterances: those of two and of three, on a CPU, tell the rest (of a single one
+    some operations keep less).
+    Attention counts with the kernels for GPUs, which keep no matrix of weights, and with the longest of the chunks that
+    `attention_context` lists. With gradient checkpointing, inputs of all layers and what one of them keeps are there at
+    a time. What operations take for a moment comes on top.
 
     Raises:
         UserError: as `build_encoder`.
@@ -58,12 +57,15 @@ def activation_bytes(config: Path, vocab_size: int, batch_size: int, frames: int
         if isinstance(module, Attention):
             module.dropout_rate = 0.0  # with it, the kernel for CPUs would keep the weights
     use_checkpointing, encoder.gradient_checkpointing = encoder.gradient_checkpointing, False
+    encoder.chunks = ()  # of which training draws one
     output = nn.Linear(encoder.output_size(), vocab_size)
-    utterances = [torch.randn(1, length, feature_size(settings)) for length in _LENGTHS]
-    kept = [_count(encoder, output, utterance, mixed_precision) for utterance in utterances]
-    # Columns: all layers, their inputs, everything. What does not grow (weights in half precision) is there once.
-    square, linear, constant = np.polyfit(_LENGTHS, kept, 2)
-    all_layers, inputs, everything = batch_size * (square * frames**2 + linear * frames) + constant
+    # All layers, their inputs, everything.
+    two, three = (
+        np.array(_count(encoder, output, torch.randn(count, frames, feature_size(settings)), mixed_precision))
+        for count in (2, 3)
+    )
+    # What does not grow (weights in half precision) is there once.
+    all_layers, inputs, everything = two + (batch_size - 2) * (three - two)
     if use_checkpointing:
         everything += inputs + all_layers / len(encoder.layers) - all_layers
     return float(everything)
@@ -72,7 +74,7 @@ def activation_bytes(config: Path, vocab_size: int, batch_size: int, frames: int
 def _count(
     encoder: nn.Module, output: nn.Module, features: torch.Tensor, mixed_precision: bool
 ) -> tuple[int, int, int]:
-    """Bytes kept of one utterance (1, T, features): by the layers, as their inputs, and by everything."""
+    """Bytes kept of utterances (B, T, features): by the layers, as their inputs, and by everything."""
     sizes: dict[str, dict[int, int]] = {"layers": {}, "others": {}}
     weights = {own.untyped_storage().data_ptr() for own in [*encoder.parameters(), *encoder.buffers()]}
     place, inputs, alive = "others", 0, []
@@ -96,7 +98,7 @@ def _count(
     handles += [layer.register_forward_hook(leave) for layer in encoder.layers]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision):
-            scores = output(encoder(features, torch.tensor([features.shape[1]]))[0])
+            scores = output(encoder(features, torch.full(features.shape[:1], features.shape[1]))[0])
         scores.float().log_softmax(-1)
     for handle in handles:
         handle.remove()

@@ -42,6 +42,16 @@ def _refuse_other_weights(
         raise RuntimeError(f"the weights do not fit this LMU encoder ({'; '.join(problems)})")
 
 
+def _left_and_chunks(context: Sequence[int | Sequence[int]]) -> tuple[int, tuple[int, ...]]:
+    """Frames of the left context and of each size of chunk that the option `attention_context` names."""
+    if isinstance(context, Sequence) and len(context) == 2:
+        left, last = context
+        chunks = tuple(last) if isinstance(last, Sequence) else (last,)
+        if chunks and all(isinstance(frames, int) for frames in (left, *chunks)) and left >= 0 and min(chunks) >= 1:
+            return left, chunks
+    raise ValueError(f"attention_context {context!r}: give [left, chunk], whole numbers of at least 0 and 1 frames")
+
+
 # ESPnet's streaming command asserts that the encoder is this one (or its Conformer), and calls it as `forward` says.
 @ContextualBlockTransformerEncoder.register
 class LMUEncoder(AbsEncoder):
@@ -128,8 +138,8 @@ class LMUEncoder(AbsEncoder):
         if memory_d != 1 and lmu_type != "parallel":
             raise ValueError(f"memory_d {memory_d} needs lmu_type parallel; not {lmu_type}")
         counts = {"output_size": output_size, "num_blocks": num_blocks, "attention_heads": attention_heads}
-        if input_channels is not None:
-            counts["input_channels"] = input_channels
+        counts |= {"input_channels": input_channels} if input_channels is not None else {}
+        counts |= {"block_size": block_size} if block_size is not None else {}
         for name, count in counts.items():
             if not isinstance(count, int) or count < 1:
                 raise ValueError(f"{name} {count!r} must be a whole number of at least 1")
@@ -137,8 +147,10 @@ class LMUEncoder(AbsEncoder):
             raise ValueError(f"linear_units {linear_units!r} must be a whole number, 0 for no feed-forward module")
         if gated_linear_units and not linear_units:
             raise ValueError("gated_linear_units: there are none; set linear_units")
-        if attention_context is not None and not isinstance(attention_context, Sequence):
-            raise ValueError(f"attention_context {attention_context!r}: give [left, chunk], at least 0 and 1 frames")
+        if not 0 <= attention_dropout_rate <= 1:
+            raise ValueError(f"attention_dropout_rate {attention_dropout_rate!r} must be between 0 and 1")
+        if interctc_use_conditioning and not interctc_layer_idx:
+            raise ValueError("interctc_use_conditioning needs interctc_layer_idx")
         if bidirectional and output_size % 2:
             raise ValueError(f"output_size {output_size} must be even for a bidirectional encoder")
         for index in interctc_layer_idx:
@@ -159,12 +171,9 @@ class LMUEncoder(AbsEncoder):
             return Bidirectional(*layers) if bidirectional else layers[0]
 
         attention_options = (output_size, attention_heads, attention_dropout_rate)
-        chunks: Sequence[int] = ()
-        if attention_context is not None and len(attention_context) == 2:
-            left, last = attention_context
-            chunks = last if isinstance(last, Sequence) else (last,)
-            if not chunks or min(chunks) < 1:
-                raise ValueError(f"attention_context {attention_context}: chunks have at least 1 frame")
+        chunks: tuple[int, ...] = ()
+        if attention_context is not None:
+            left, chunks = _left_and_chunks(attention_context)
             attention_context = (left, max(chunks))
 
         self._output_size = output_size
@@ -175,7 +184,7 @@ class LMUEncoder(AbsEncoder):
         # ESPnet reads this attribute, then sets `conditioning_layer` and passes `ctc` to `forward`.
         self.interctc_use_conditioning = interctc_use_conditioning
         self.conditioning_layer: nn.Module | None = None
-        self.chunks = tuple(chunks)
+        self.chunks = chunks
         # Frames of a chunk of the self-attention, outside training; None without attention_context.
         self.attention_chunk: int | None = max(chunks, default=None)
         self.streaming_chunk: int | None = block_size or min(chunks, default=None)
@@ -273,10 +282,14 @@ class LMUEncoder(AbsEncoder):
                 if self.interctc_use_conditioning:
                     x = x + self.conditioning_layer(ctc.softmax(projected))
             all_outputs.append(x)
-        out = self.out(x)
         # ESPnet's CER while it trains takes the best token of every frame, padding too: a last frame again adds none.
-        last = out[torch.arange(len(out), device=out.device), lengths.to(out.device) - 1]
-        out = torch.where(valid[:, :, None], out, last[:, None])
+        rows, last = torch.arange(x.size(0), device=x.device), lengths.to(x.device) - 1
+
+        def repeat_last(y: Tensor) -> Tensor:
+            return torch.where(valid[:, :, None], y, y[rows, last][:, None])
+
+        out = repeat_last(self.out(x))
+        intermediate = [(index, repeat_last(projected)) for index, projected in intermediate]
         if intermediate:
             return (out, intermediate), lengths, None
         if return_all_hs:

@@ -11,6 +11,7 @@ def reverse_sequences(x: Tensor, lengths: Tensor | None) -> Tensor:
     if lengths is None:
         return x.flip(1)
     frame = torch.arange(x.shape[1], device=x.device)
+    lengths = lengths.to(x.device)
     source = torch.where(frame < lengths[:, None], lengths[:, None] - 1 - frame, frame)
     # Whole rows of all sequences: a CPU takes a third of the time that gathering elements takes it.
     source = source + torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]

@@ -227,5 +227,7 @@ class LegendreBuffers(nn.Module):
                         f"{prefix}{name} was made with another theta or discretizer than this model's "
                         f"(theta={self.system.theta:g}, {self.system.discretizer})"
                     )
-                state_dict[prefix + name] = own
+                # A copy, in the weights' place: with assign=True it becomes the buffer.
+                dtype = torch.promote_types(loaded.dtype, torch.float32)
+                state_dict[prefix + name] = own.to(loaded.device, dtype, copy=True)
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -9,6 +9,7 @@ costs no precision; `onednn_is_exact` checks that on the machine.
 
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -17,6 +18,10 @@ _setting = torch.backends.mkldnn.matmul
 
 # Multiply-adds from which on oneDNN is faster; below, it takes longer to start (measured: 8 to 32 rows).
 _SMALLEST_PRODUCT = 1_000_000
+
+# Of `fast_products`: how many threads are in it, and the setting before the first of them.
+_lock = threading.Lock()
+_users, _before = 0, ""
 
 
 @functools.cache
@@ -51,13 +56,24 @@ def fast_products_in_use() -> bool:
 
 @contextlib.contextmanager
 def fast_products(rows: int, inner: int, columns: int) -> Iterator[None]:
-    """Multiply float32 matrices of this size, (rows, inner) x (inner, columns), with the faster library meanwhile."""
+    """Multiply float32 matrices of this size, (rows, inner) x (inner, columns), with the faster library meanwhile.
+
+    Several threads may do so at once. The setting is the process's: they then compute with that of whoever came last,
+    and whoever is the last to leave puts back what was there before.
+    """
+    global _users, _before
     if not onednn_is_exact():
         yield
         return
-    before = _setting.fp32_precision
-    _setting.fp32_precision = "bf16" if rows * inner * columns >= _SMALLEST_PRODUCT else "ieee"
+    with _lock:
+        if not _users:
+            _before = _setting.fp32_precision
+        _users += 1
+        _setting.fp32_precision = "bf16" if rows * inner * columns >= _SMALLEST_PRODUCT else "ieee"
     try:
         yield
     finally:
-        _setting.fp32_precision = before
+        with _lock:
+            _users -= 1
+            if not _users:
+                _setting.fp32_precision = _before

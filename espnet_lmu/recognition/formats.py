@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from itertools import zip_longest
 
 from espnet_lmu.recognition.transcript import Transcript, Word
 
@@ -30,7 +31,7 @@ def _subtitles(words: list[Word]) -> list[tuple[float, float, str]]:
         else:
             group.append(word)
     subtitles = []
-    for group, following in zip(groups, [*groups[1:], None], strict=True):
+    for group, following in zip_longest(groups, groups[1:]):
         start = group[0].start
         end = max(group[-1].end, start + _SHORTEST)
         if following:

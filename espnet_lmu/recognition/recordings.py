@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+from espnet_lmu.data.files import shorten
 from espnet_lmu.data.kaldi_dir import read_table
 from espnet_lmu.errors import UserError
 
 # Names under which soundfile's formats are found in folders; a file that is named itself is read whatever its name.
 _SUFFIXES = frozenset(".aif .aifc .aiff .au .caf .flac .mp3 .nist .oga .ogg .opus .rf64 .snd .sph .w64 .wav".split())
+# Recordings that soundfile cannot read.
+_OTHER_SUFFIXES = frozenset(".aac .amr .m4a .mka .mkv .mov .mp4 .webm .wma".split())
 
 
 def find_recordings(arguments: list[str]) -> dict[str, str]:
@@ -19,23 +23,26 @@ def find_recordings(arguments: list[str]) -> dict[str, str]:
             folder), or Kaldi tables ending in .scp (named by their ids).
 
     Raises:
-        UserError: a folder has no audio, a table cannot be read, two recordings have one name.
+        UserError: a folder has no audio, a table cannot be read, two recordings have one name, a name is not UTF-8.
     """
     recordings: dict[str, str] = {}
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            found = {
-                file.relative_to(path).as_posix(): str(file)
-                for file in sorted(path.rglob("*"))
-                if file.suffix.lower() in _SUFFIXES and file.is_file()
-            }
+            files = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
+            found = {name: str(file) for name, file in files.items() if file.suffix.lower() in _SUFFIXES}
+            others = [name for name, file in files.items() if file.suffix.lower() in _OTHER_SUFFIXES]
+            if others:
+                print(f"{argument}: not read: {shorten(others)}; convert to WAV or FLAC", file=sys.stderr)
             if not found:
                 raise UserError(f"{argument}: no audio files in this folder")
         elif path.suffix == ".scp":
             found = read_table(path)
         else:
             found = {argument: argument}
+        for name in found:
+            if name.encode(errors="replace").decode() != name:  # surrogates stand for other bytes
+                raise UserError(f"{ascii(name)}: this name is not UTF-8; rename the file")
         if twice := next((name for name in found if name in recordings), None):
             raise UserError(f"{twice}: given twice")
         recordings |= found

@@ -197,6 +197,8 @@ def main() -> None:
         _record_features(arguments)
     if not on_gpus:
         import_asr_train()  # once: the processes are forks, which CUDA does not survive
+    if args.processes > 1:
+        os.environ.pop("LOCAL_RANK", None)  # torchrun's, of this launch: each of its processes has a GPU of its own
     first_rank = launch * args.processes
     context = torch.multiprocessing.start_processes(
         _train,

@@ -166,6 +166,9 @@ def test_intermediate_ctc():
     assert [index for index, _ in intermediate] == [1]
     assert intermediate[0][1].shape == out.shape
     torch.testing.assert_close(out, plain(x, lengths)[0])
+    # ESPnet counts the errors of both in the padding too, where the last frame again adds none.
+    for y in (out, intermediate[0][1]):
+        assert (y[1, 22:] == y[1, 21]).all() and not (y[1, 20] == y[1, 21]).any()
 
 
 def test_self_conditioning_feeds_the_posteriors_back():
@@ -232,6 +235,11 @@ def test_attention_depends_on_relative_positions_only():
         ({"linear_units": -3}, "linear_units -3"),
         ({"gated_linear_units": True}, "gated_linear_units: there are none; set linear_units"),
         ({"attention_context": 64}, r"attention_context 64: give \[left, chunk\]"),
+        ({"attention_context": [-5, 2], "use_attention": False}, r"attention_context \[-5, 2\]"),
+        ({"attention_context": [4, 8.5]}, r"attention_context \[4, 8.5\]: .* whole numbers"),
+        ({"block_size": -3}, "block_size -3 must be a whole number"),
+        ({"attention_dropout_rate": 1.5}, "attention_dropout_rate 1.5"),
+        ({"interctc_use_conditioning": True}, "needs interctc_layer_idx"),
         ({"theta": [8.0, 16.0]}, "theta"),
         ({"attention_heads": 3}, "attention_heads"),
         ({"theta": -1.0}, "theta"),

@@ -44,3 +44,7 @@ def test_a_sequence_is_turned_around_within_its_length():
     reversed_x = reverse_sequences(x, torch.tensor([5, 3]))[..., 0]
     assert reversed_x.tolist() == [[4, 3, 2, 1, 0], [2, 1, 0, 3, 4]]
     assert torch.equal(reverse_sequences(x, None), x.flip(1))
+
+
+def test_lengths_may_lie_on_the_cpu():
+    assert reverse_sequences(torch.empty(2, 6, 3, device="meta"), torch.tensor([6, 4])).shape == (2, 6, 3)

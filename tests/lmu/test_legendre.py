@@ -203,6 +203,13 @@ class TestBuffers:
         assert torch.equal(other.A, layer.system.A.float())
         assert weights["A"].dtype == torch.bfloat16  # the caller's dictionary is left alone
 
+    def test_are_their_own_when_weights_are_assigned(self, layer_type):
+        layer, other = layer_type(3, 4, 5, theta=7), layer_type(3, 4, 5, theta=7)
+        other.load_state_dict(layer.state_dict(), assign=True)
+        assert other.A.dtype == torch.float32 and torch.equal(other.A, layer.A)
+        other.double().load_state_dict(layer.double().state_dict(), assign=True)
+        assert other.A.data_ptr() != layer.system.A.data_ptr()
+
     def test_survive_copying_and_pickling(self, layer_type):
         layer = layer_type(3, 4, 5, theta=7)
         x = torch.randn(2, 6, 3)

@@ -32,13 +32,28 @@ def test_setting_lasts_as_long_as_the_block_and_depends_on_the_size(monkeypatch)
     setting.fp32_precision = "ieee"
     with products.fast_products(8, 768, 768):
         assert setting.fp32_precision == "bf16" and products.fast_products_in_use()
-        with products.fast_products(8, 16, 16):
-            assert setting.fp32_precision == "ieee"
-        assert setting.fp32_precision == "bf16"
+    with products.fast_products(8, 16, 16):
+        assert setting.fp32_precision == "ieee"
     assert setting.fp32_precision == "ieee" and not products.fast_products_in_use()
     with pytest.raises(RuntimeError), products.fast_products(8, 768, 768):
         raise RuntimeError
     assert setting.fp32_precision == "ieee"
+
+
+def test_setting_of_before_comes_back_when_threads_overlap(monkeypatch):
+    monkeypatch.setattr(products, "onednn_is_exact", lambda: True)
+    setting = torch.backends.mkldnn.matmul
+    before, setting.fp32_precision = setting.fp32_precision, "bf16"
+    one, two = products.fast_products(8, 16, 16), products.fast_products(8, 16, 16)
+    try:
+        one.__enter__()
+        two.__enter__()
+        one.__exit__(None, None, None)
+        assert setting.fp32_precision == "ieee"
+        two.__exit__(None, None, None)
+        assert setting.fp32_precision == "bf16"
+    finally:
+        setting.fp32_precision = before
 
 
 def test_precision_is_left_alone_where_it_would_be_lost(monkeypatch):

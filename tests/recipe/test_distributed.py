@@ -17,9 +17,11 @@ from recipe_tools import one_line_error, run_module
 
 from espnet_lmu.data.files import command_line
 from espnet_lmu.data.kaldi_dir import write_table
+from espnet_lmu.errors import UserError
 from espnet_lmu.hook import import_asr_train
 from espnet_lmu.training.checkpoint import repair
 from espnet_lmu.training.launch import main
+from espnet_lmu.training.resume import check_settings
 
 LEARNING_RATE = 0.01
 TOKENS = ["<blank>", "<unk>", *"ABCDE", "<sos/eos>"]
@@ -123,7 +125,7 @@ def second_gradient(output_dir: Path) -> torch.Tensor:
     return torch.cat([(before[name] - after[name]).flatten() for name in before]) / LEARNING_RATE
 
 
-def test_two_processes_train_as_one_through_a_kill_and_on_two_machines(tmp_path):
+def test_two_processes_train_as_one_through_a_kill_and_on_two_machines(tmp_path, capsys):
     import_asr_train()
     arguments = make_training(tmp_path)
     one, two = tmp_path / "one", tmp_path / "two"
@@ -154,6 +156,30 @@ def test_two_processes_train_as_one_through_a_kill_and_on_two_machines(tmp_path)
     np.testing.assert_allclose(losses(two), losses(one), rtol=1e-4)
     expected, found = second_gradient(one), second_gradient(two)
     assert expected.norm() > 1 and (found - expected).norm() < 1e-4 * expected.norm()
+    _check_what_may_change(one, arguments, finished + 2, capsys)
+
+
+def _check_what_may_change(experiment: Path, arguments: list[str], epochs: int, capsys) -> None:
+    """A trained model goes on with more epochs, other batches, another optimizer, but not as another model."""
+    capsys.readouterr()
+    check_settings(experiment, [*arguments, "--max_epoch", str(epochs)])
+    assert capsys.readouterr().out == f"{experiment}: trained already, for {epochs} of {epochs} epochs\n"
+    check_settings(experiment, [*arguments, "--max_epoch", str(epochs + 1), "--batch_size", "2", "--optim", "adam"])
+    assert capsys.readouterr().out == ""
+    tokens = experiment.parent / "other.txt"
+    tokens.write_text("".join(f"{token}\n" for token in reversed(TOKENS)))
+    for other, message in (
+        (["--normalize", "utterance_mvn"], "normalize None, not utterance_mvn"),
+        (["--encoder_conf", "memory_size=16"], "encoder_conf memory_size 8, not 16"),
+        (["--encoder_conf", "bidirectional=true"], "encoder_conf bidirectional None, not True"),
+        (["--token_list", str(tokens)], "other tokens"),
+        (["--init_param", "a.pth"], "init_param [], not ['a.pth']"),
+    ):
+        with pytest.raises(UserError) as error:
+            check_settings(experiment, [*arguments, *other])
+        assert str(error.value) == f"{experiment}: it was trained with {message}; give --asr_tag NAME for another experiment"
+    with pytest.raises(UserError, match="asr_train: unrecognized arguments: --max_epochh 3; correct"):
+        check_settings(experiment, [*arguments, "--max_epochh", "3"])
 
 
 def test_a_mistyped_option_is_named(tmp_path):

@@ -55,9 +55,13 @@ def test_from_audio_to_error_rates(recipe, monkeypatch):
     split = [*options, "--num_splits_asr", "2"]
     _train_and_kill(recipe, [*split, "--stage", "11", "--stop_stage", "11"], exp / "1epoch.pth")
     start = min(exp.glob("[1-4]epoch.pth"))  # the first epoch's, unless the kill came late
-    result = recipe.run(*split, "--pretrained_model", str(start), "--stage", "11", "--stop_stage", "11")
+    # What it would not start from, or would call another model, leaves it as it is.
+    settings = (exp / "config.yaml").read_text(), (exp / "train_starts.json").read_text()
+    other = recipe.run(*split, "--pretrained_model", str(start), "--stage", "11", "--stop_stage", "11")
+    assert f"trained with init_param [], not ['{start}']; give --asr_tag NAME for another" in one_line_error(other)
+    assert settings == ((exp / "config.yaml").read_text(), (exp / "train_starts.json").read_text())
+    result = recipe.run(*split, "--stage", "11", "--stop_stage", "11")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert f"Loading pretrained params from {start}" in (exp / "train.log").read_text()
     assert "4/4epoch started" in result.stdout and "1/4epoch started" not in result.stdout
     stats = directory / "exp" / "asr_stats_raw_en_char_sp"
     parts = [read_table(stats / "splits2" / "wav.scp" / f"split.{i}") for i in range(2)]

@@ -1,12 +1,13 @@
 """Transcripts as text, JSON, subtitles and CTM, and which file each recording goes to."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from espnet_lmu.errors import UserError
-from espnet_lmu.recognition.formats import render
+from espnet_lmu.recognition.formats import SUFFIXES, render
 from espnet_lmu.recognition.recordings import find_recordings, output_files
 from espnet_lmu.recognition.transcript import Transcript, Word
 
@@ -28,6 +29,13 @@ def test_formats():
     assert content["words"][0] == {"text": "A", "start": 0.04, "end": 0.08, "confidence": 0.5}
 
 
+def test_recording_without_words():
+    nothing = Transcript("", [], 3.0)
+    rendered = {format: render("x", nothing, format) for format in SUFFIXES if format != "json"}
+    assert rendered == {"text": "\n", "srt": "", "vtt": "WEBVTT\n\n", "ctm": ""}
+    assert json.loads(render("x", nothing, "json"))["words"] == []
+
+
 def test_subtitles_are_short_and_do_not_overlap():
     words = [Word("WORD" * (1 + i % 4), 0.3 * i, 0.3 * i + 0.2, 1.0) for i in range(200)]
     cues = render("x", Transcript(" ".join(w.text for w in words), words, 60), "vtt").split("\n\n")[1:-1]
@@ -42,8 +50,8 @@ def test_subtitles_are_short_and_do_not_overlap():
     assert spoken == [word.text for word in words]
 
 
-def test_files_folders_and_tables_are_found(tmp_path):
-    for name in ("d/a.wav", "d/sub/b.FLAC", "d/notes.txt", "c.weird"):
+def test_files_folders_and_tables_are_found(tmp_path, capsys):
+    for name in ("d/a.wav", "d/sub/b.FLAC", "d/sub/c.m4a", "d/notes.txt", "c.weird"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "wav.scp").write_text("u2 x.wav\nu1 y.wav\n")
@@ -55,11 +63,15 @@ def test_files_folders_and_tables_are_found(tmp_path):
         "u2": "x.wav",
         "u1": "y.wav",
     }
+    assert capsys.readouterr().err == f"{tmp_path}/d: not read: sub/c.m4a; convert to WAV or FLAC\n"
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no audio files"):
         find_recordings([f"{tmp_path}/empty"])
     with pytest.raises(UserError, match="a.wav: given twice"):
         find_recordings([f"{tmp_path}/d", f"{tmp_path}/d"])
+    Path(os.fsdecode(bytes(tmp_path / "d") + b"/caf\xe9.wav")).touch()
+    with pytest.raises(UserError, match=r"'caf\\udce9.wav': this name is not UTF-8; rename the file"):
+        find_recordings([f"{tmp_path}/d"])
 
 
 def test_outputs_stay_in_their_directory_and_apart():

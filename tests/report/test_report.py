@@ -283,6 +283,7 @@ def test_cost_names_what_it_cannot_use(tmp_path, capsys):
     for arguments, message in (
         (["--throughput", "1", "--throughput", "2"], "--throughput: given 2 times; give one for each of tiny"),
         (["--throughput", "0"], "--throughput 0: give more than 0"),
+        (["--throughput", "nan"], "--throughput nan: give more than 0"),
         (["--throughput", "1"], f"{config}: max_epoch: None: give a whole number"),
         (["--bench", str(bench)], f"{bench}: no training step in it; run espnet-lmu bench --case training --json"),
         (["--bench", str(config)], f"{config}: not what espnet-lmu bench --json prints"),

@@ -158,7 +158,7 @@ def test_mistakes_are_one_line(fbank_model, tmp_path, capsys, monkeypatch):
         ((model, tmp_path / "b.wav"), "b.wav: not readable audio"),
         ((model, tmp_path / "none.wav"), "none.wav: not readable audio (no such file)"),
         ((model, "microphone"), "espnet_lmu[microphone]"),
-        ((model, "-"), "standard input is a terminal"),
+        ((model, "-"), "standard input is closed, or a terminal"),
         ((tmp_path / "nowhere", tmp_path / "a.wav"), "nowhere: no such file"),
         ((model, tmp_path / "a.wav", "--chunk", "-1"), "a chunk of -1 s"),
         ((model, tmp_path / "a.wav", "--device", "nowhere"), "device nowhere: not to be had here"),

@@ -450,17 +450,20 @@ if runs 11; then
     else
         data_in train "${data_feats}/${train_set}"
     fi
-    ! "${first_launch}" || "${python}" -m espnet_lmu.training.resume "${asr_exp}"
-    ! "${first_launch}" || record_start "${asr_exp}/train_starts.json"
     launch=(-m espnet_lmu.training.launch "$((ngpu > 0 ? ngpu : train_nj))" --ngpu "${ngpu}" --num_nodes "${num_nodes}")
     [ "${cmd}" = local ] || launch+=(--slurm_config "${slurm_config}")
+    data_args+=("${data_paths[@]}" --normalize "${feats_normalize}" --resume true --output_dir "${asr_exp}"
+        --train_shape_file "${train_shapes[0]}" --train_shape_file "${train_shapes[1]}"
+        --valid_shape_file "${asr_stats_dir}/valid/speech_shape"
+        --valid_shape_file "${asr_stats_dir}/valid/text_shape.${token_type}"
+        --fold_length "${fold_length}" --fold_length "${asr_text_fold_length}")
+    if "${first_launch}"; then
+        # shellcheck disable=SC2086
+        "${python}" -m espnet_lmu.training.resume "${asr_exp}" "${data_args[@]}" ${asr_args}
+        record_start "${asr_exp}/train_starts.json"
+    fi
     # shellcheck disable=SC2086
-    run_training 11 "${train_log}" "${launch[@]}" "${data_args[@]}" "${data_paths[@]}" \
-        --normalize "${feats_normalize}" --resume true --output_dir "${asr_exp}" \
-        --train_shape_file "${train_shapes[0]}" --train_shape_file "${train_shapes[1]}" \
-        --valid_shape_file "${asr_stats_dir}/valid/speech_shape" \
-        --valid_shape_file "${asr_stats_dir}/valid/text_shape.${token_type}" \
-        --fold_length "${fold_length}" --fold_length "${asr_text_fold_length}" ${asr_args}
+    run_training 11 "${train_log}" "${launch[@]}" "${data_args[@]}" ${asr_args}
 fi
 
 decode_dir=${asr_exp}/${inference_tag}
