@@ -82,7 +82,8 @@ def main() -> None:
         raise UserError(f"{args.text}: no words")
     stamp = hashlib.sha256("\n".join([args.token_type, str(args.nbpe), args.bpemode, *texts]).encode()).hexdigest()
     stamp_file = directory / ".stamp"
-    if stamp_file.exists() and stamp_file.read_text(encoding="utf-8") == stamp:
+    written = [directory / "tokens.txt", *([directory / "bpe.model"] if args.token_type == "bpe" else [])]
+    if all(path.exists() for path in written) and stamp_file.exists() and stamp_file.read_text("utf-8") == stamp:
         print(f"{directory}/tokens.txt: kept")
         return
     stamp_file.unlink(missing_ok=True)

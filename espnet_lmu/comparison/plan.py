@@ -34,10 +34,11 @@ def read_encoder(path: Path) -> dict:
 def training_settings(training: dict, encoder: dict, learning_rate: float, seed: int) -> dict:
     """The shared training settings with an encoder, the learning rate (the peak of a schedule) and the seed."""
     settings = copy.deepcopy(training) | encoder | {"seed": seed}
-    settings.setdefault("optim_conf", {})["lr"] = learning_rate
-    schedule = settings.get("scheduler_conf", {})
+    settings["optim_conf"] = (settings.get("optim_conf") or {}) | {"lr": learning_rate}
+    schedule = settings.get("scheduler_conf") or {}
     if "max_lr" in schedule:
-        schedule["min_lr"] *= learning_rate / schedule["max_lr"]
+        if "min_lr" in schedule:
+            schedule["min_lr"] *= learning_rate / schedule["max_lr"]
         schedule["max_lr"] = learning_rate
     return settings
 

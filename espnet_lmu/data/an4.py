@@ -7,11 +7,13 @@ training utterances in sorted order are ``train_dev``, the other 848 ``train_nod
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import shutil
 import tarfile
 import urllib.request
+import zlib
 from pathlib import Path
 
 from espnet_lmu.data.files import command_line
@@ -64,7 +66,10 @@ def unpack(archive: Path, folder: Path) -> Path:
                         raise tarfile.TarError(f"unsafe member {member.name}")
                     tar.extract(member, temporary)
         os.replace(temporary / "an4", root)
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno and error.errno != errno.ENOENT:
+            error.filename = error.filename or str(temporary)
+            raise  # the disk's fault, not the archive's
         raise UserError(f"{archive}: not a complete AN4 archive ({error}); delete it and fetch it again") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -16,7 +16,7 @@ _LONGEST = 1 << 40  # samples; libsndfile states more where a header is silent
 # Formats whose files libsndfile quietly shortens to what is there, and how it then describes them.
 _SHORTENED = ("WAV", "WAVEX", "NIST", "AIFF", "AU", "W64", "RF64", "CAF", "OGG")
 _CUT = re.compile(r"^ *(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
-_CUT_OGG = re.compile(r"^Ogg ?: Last page lacks an end-of-stream bit\.\nOgg ?: Junk after the last page\.", re.MULTILINE)
+_CUT_OGG = re.compile(r"^Ogg ?: Last page lacks an end-of-stream bit\.\nOgg ?: Junk after the last page", re.MULTILINE)
 
 
 def _promised_frames(path: Path, sound) -> int:

@@ -8,18 +8,21 @@ The name of a LibriSpeech set is that of a part of the corpus with ``_`` for ``-
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import http.client
+import logging
 import os
 import re
+import sys
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from espnet_lmu.data.files import command_line
-from espnet_lmu.data.kaldi_dir import write_data_dir
+from espnet_lmu.data.files import command_line, shorten
+from espnet_lmu.data.kaldi_dir import read_table, write_data_dir
 from espnet_lmu.errors import UserError
 
 Manifests = dict[str, Any]  # lhotse's: {"recordings": ..., "supervisions": ...}
@@ -52,6 +55,12 @@ def _download_librispeech(folder: Path, parts: list[str]) -> Path:
 def _read_librispeech(root: Path, part: str, threads: int) -> Manifests:
     from lhotse.recipes import prepare_librispeech
 
+    audio = {path.stem for path in (root / part).rglob("*.flac")}
+    transcribed = {key for path in (root / part).rglob("*.trans.txt") for key in read_table(path)}
+    for lacking, what in ((transcribed - audio, "audio"), (audio - transcribed, "a line in a .trans.txt")):
+        if lacking:
+            which = f"{len(lacking)} utterances lack {what}: {shorten(sorted(lacking))}"
+            raise UserError(f"{root / part}: {which}; unpack it again")
     return prepare_librispeech(root, dataset_parts=[part], num_jobs=threads)[part]
 
 
@@ -130,6 +139,19 @@ CORPORA = {
 }
 
 
+@contextlib.contextmanager
+def _lhotses_warnings() -> Iterator[list[str]]:
+    """Collect what lhotse warns of (utterances that it leaves out), a line each among thousands of others' progress."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(" ".join(record.getMessage().split()))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
 def download(corpus: Corpus, folder: Path, parts: list[str]) -> Path:
     """Fetch parts of a corpus to `folder`, those that are there excepted; returns the corpus's folder."""
     unknown = sorted(set(parts) - set(corpus.parts))
@@ -153,10 +175,18 @@ def read_part(corpus: Corpus, root: Path, part: str) -> dict[str, dict[str, str]
         # From where a relative path starts, the recipe's folder, is not where the user is.
         path = os.path.abspath(root / folder)
         raise UserError(f"{path}: no such folder; give the folder of {corpus.title} that has {folder} in it")
+    from lhotse.audio.utils import AudioLoadingError
+
     try:
-        manifests = corpus.read(root, part, len(os.sched_getaffinity(0)))
-    except (OSError, ValueError, LookupError, AssertionError, RuntimeError) as error:
-        raise UserError(f"{root / folder}: cannot be read ({' '.join(str(error).split())}); unpack it again") from None
+        with _lhotses_warnings() as warnings:
+            manifests = corpus.read(root, part, len(os.sched_getaffinity(0)))
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, AssertionError, RuntimeError, AudioLoadingError) as error:
+        reason = shorten(str(error).split("\n"), 1)
+        raise UserError(f"{root / folder}: cannot be read ({' '.join(reason.split())}); unpack it again") from None
+    if warnings:
+        print(f"warning: {root / folder}: lhotse warned {len(warnings)} times: {shorten(warnings)}", file=sys.stderr)
     paths = {recording.id: str(recording.sources[0].source) for recording in manifests["recordings"]}
     tables: dict[str, dict[str, str]] = {"wav.scp": {}, "text": {}, "utt2spk": {}}
     if corpus.segments:

@@ -9,10 +9,13 @@ number, so that the corpus depends on its settings alone, not on the number of p
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -104,20 +107,30 @@ def make_demo_corpus(audio_dir: Path, data_dir: Path, seed: int = 1, num_jobs: i
     speakers = demo_speakers(seed)
     numbers = {name: range(max(1, round(_NUM_UTTERANCES[name] * scale))) for name in SETS}
     with (
-        multiprocessing.get_context("fork").Pool(num_jobs) as pool,
+        # A Pool would wait for ever for a process that was killed.
+        ProcessPoolExecutor(num_jobs, multiprocessing.get_context("fork")) as pool,
         progress(total=sum(map(len, numbers.values())), desc="demo corpus", unit="utt") as bar,
     ):
         for name in SETS:
             tables: dict[str, dict[str, str]] = {"wav.scp": {}, "text": {}, "utt2spk": {}}
             make = partial(_make_utterance, name, speakers[name], seed)
-            for utterance in pool.imap(make, numbers[name], chunksize=4):
-                path = audio_dir / name / f"{utterance.key}.flac"
-                _write_flac(path, utterance.signal, utterance.sample_rate)
-                tables["wav.scp"][utterance.key] = str(path)
-                tables["text"][utterance.key] = utterance.text.upper()
-                tables["utt2spk"][utterance.key] = utterance.speaker
-                bar.update()
+            # Closed, it asks for no more: a full disk would otherwise wait for the rest.
+            with contextlib.closing(_results(pool.map(make, numbers[name], chunksize=4))) as utterances:
+                for utterance in utterances:
+                    path = audio_dir / name / f"{utterance.key}.flac"
+                    _write_flac(path, utterance.signal, utterance.sample_rate)
+                    tables["wav.scp"][utterance.key] = str(path)
+                    tables["text"][utterance.key] = utterance.text.upper()
+                    tables["utt2spk"][utterance.key] = utterance.speaker
+                    bar.update()
             write_data_dir(data_dir / name, tables)
+
+
+def _results(utterances: Iterator[_Utterance]) -> Iterator[_Utterance]:
+    try:
+        yield from utterances
+    except BrokenProcessPool:
+        raise UserError("a process that makes the demo corpus was killed (out of memory?); run this again") from None
 
 
 def _write_flac(path: Path, signal: np.ndarray, sample_rate: int) -> None:

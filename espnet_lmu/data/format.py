@@ -101,7 +101,7 @@ def _write_raw(temporary: Path, final: Path, audio: _Audio, rate: int) -> _Entri
     temporary.mkdir(parents=True)
     entries = {}
     for utterance, samples in audio:
-        name = utterance.replace("/", "_") + ".flac"
+        name = utterance.replace("%", "%25").replace("/", "%2F") + ".flac"  # another one for each id
         soundfile.write(temporary / name, np.clip(samples, -1, 1), rate, subtype="PCM_16")
         entries[utterance] = (str(final / name), len(samples))
     return entries

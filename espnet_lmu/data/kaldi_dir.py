@@ -22,7 +22,7 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str, str]]:
         UserError: the file is missing, not UTF-8 or has an empty line.
     """
     try:
-        with open(path, encoding="utf-8") as stream:
+        with open(path, encoding="utf-8-sig") as stream:  # with the mark that Windows puts at the start, or without
             for number, line in enumerate(stream, 1):
                 fields = line.split(maxsplit=1)
                 if not fields:
@@ -49,7 +49,14 @@ def read_table(path: str | Path) -> dict[str, str]:
 
 
 def write_table(path: str | Path, table: dict[str, str]) -> None:
-    """Write lines of ``ID VALUE`` sorted by id (UTF-8 order, which is that of ``LC_ALL=C sort``)."""
+    """Write lines of ``ID VALUE`` sorted by id (UTF-8 order, which is that of ``LC_ALL=C sort``).
+
+    Raises:
+        UserError: an id is empty or has white space, so that its line could not be read again.
+    """
+    for key in table:
+        if key.split() != [key]:
+            raise UserError(f"{path}: the id {key!r} is empty or has a space; write _ for it, say")
     with atomic_open(path) as stream:
         for key in sorted(table):
             stream.write(f"{key} {table[key]}\n" if table[key] else f"{key}\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,7 +68,8 @@ def _espnet_decoder(args: argparse.Namespace, nj: int) -> Decode:
         for path in (args.lm_train_config, args.lm_file):
             if not path.exists():
                 raise UserError(f"{path}: no such file; run stage 7 first (--use_lm true)")
-        arguments = f"--lm_train_config {args.lm_train_config} --lm_file {args.lm_file} {arguments}"
+        files = shlex.join(["--lm_train_config", str(args.lm_train_config), "--lm_file", str(args.lm_file)])
+        arguments = f"{files} {arguments}"
     return lambda name: decode_beam(
         args.data_feats / name,
         args.asr_train_config,

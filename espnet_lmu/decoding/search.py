@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import shutil
@@ -24,10 +25,14 @@ def _check_ctc_weight(train_config: dict, inference_config: dict, arguments: lis
     """A model without decoder needs ``ctc_weight: 1.0``; with ESPnet's default, 0.5, it outputs garbage silently."""
     if train_config.get("decoder") is not None and train_config.get("model_conf", {}).get("ctc_weight") != 1.0:
         return
-    weight = inference_config.get("ctc_weight", 0.5)
-    if "--ctc_weight" in arguments[:-1]:
-        weight = arguments[len(arguments) - 1 - arguments[::-1].index("--ctc_weight") + 1]
-    if float(weight) != 1.0:
+    parser = argparse.ArgumentParser(add_help=False)  # with the spellings that asr_inference takes
+    parser.add_argument("--ctc_weight", nargs="?", default=inference_config.get("ctc_weight", 0.5))
+    weight = parser.parse_known_args(arguments)[0].ctc_weight
+    try:
+        ctc_alone = float(weight) == 1.0
+    except (TypeError, ValueError):
+        ctc_alone = False
+    if not ctc_alone:
         raise UserError(f"ctc_weight {weight}: this model has CTC only; decode it with ctc_weight 1.0")
 
 

@@ -162,7 +162,8 @@ def make_ngram(
         raise UserError(f"{source}: no such file")
     inputs = [source, token_list, *([bpemodel] if bpemodel else [])]
     stamp = _digest(inputs, unit, order if arpa is None else "arpa")
-    if stamp_file.exists() and stamp_file.read_text(encoding="utf-8") == stamp:
+    written = [binary, *([lexicon] if unit == "word" else [])]
+    if all(path.exists() for path in written) and stamp_file.exists() and stamp_file.read_text("utf-8") == stamp:
         print(f"{binary}: kept")
         return
     programs = find_programs(tools)

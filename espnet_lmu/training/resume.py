@@ -52,13 +52,13 @@ def check_settings(directory: Path, arguments: list[str]) -> None:
     trained = read_yaml(directory / "config.yaml")
     for name in _OF_THE_MODEL:
         if name in trained and trained[name] != given[name]:
+            difference = _difference(name, trained[name], given[name])
             raise UserError(
-                f"{directory}: it was trained with {_difference(name, trained[name], given[name])}; give --asr_tag NAME "
-                "for another experiment"
+                f"{directory}: it was trained with {difference}; give --asr_tag NAME for another experiment"
             )
     epoch = re.match(r"(\d+)epoch\.pth", os.readlink(directory / "latest.pth"))
     if epoch and int(epoch[1]) >= given["max_epoch"]:
-        print(f'{directory}: trained already, for {epoch[1]} of {given["max_epoch"]} epochs')
+        print(f"{directory}: trained already, for {epoch[1]} of {given['max_epoch']} epochs")
 
 
 def main() -> None:

@@ -30,6 +30,8 @@ def test_rate_and_seed_reach_optimizer_and_schedule():
     assert settings["scheduler_conf"] == {"max_lr": 0.004, "min_lr": 0.00004, "first_cycle_steps": 10}
     assert settings["seed"] == 7 and settings["encoder_conf"] == {"output_size": 16}
     assert training["optim_conf"]["lr"] == 0.002  # the next encoder starts from the same
+    bare = training_settings({"optim_conf": None, "scheduler_conf": {"max_lr": 0.01}}, {}, 0.004, 3)
+    assert bare["optim_conf"] == {"lr": 0.004} and bare["scheduler_conf"] == {"max_lr": 0.004}
 
 
 def test_encoder_file_sets_nothing_that_belongs_to_the_protocol(tmp_path):

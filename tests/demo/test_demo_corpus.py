@@ -1,7 +1,10 @@
 """The demo corpus: speakers kept apart, data directories that stages accept, the same bytes every time."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +72,19 @@ def test_another_seed_makes_another_corpus(corpus, tmp_path):
     make_demo_corpus(tmp_path / "audio", tmp_path / "data", seed=2, scale=SCALE)
     texts = [(directory / "data" / "train" / "text").read_text() for directory in (corpus, tmp_path)]
     assert texts[0] != texts[1]
+
+
+def test_killed_process_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "espnet_lmu.data.demo_corpus", "--nj", "2"]
+    command += ["--audio", str(tmp_path / "audio"), "--output", str(tmp_path / "data")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.rglob("*.flac")):
+        time.sleep(0.05)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(workers[0]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" not in errors
+    assert errors.endswith("error: a process that makes the demo corpus was killed (out of memory?); run this again\n")
 
 
 @pytest.mark.parametrize(("option", "value"), [("num_jobs", 0), ("scale", 0.0), ("scale", float("nan"))])

@@ -1,5 +1,6 @@
 """AN4: the sets, ids and texts of ESPnet's recipe, from the archive, its folder or a download."""
 
+import errno
 import io
 import tarfile
 import urllib.request
@@ -86,6 +87,16 @@ def test_archives_unpack_with_and_without_pythons_own_filter(corpus, tmp_path, m
     with pytest.raises(UserError, match="bad.tar.gz: not a complete AN4 archive"):
         an4.unpack(tmp_path / "bad.tar.gz", tmp_path / "folder")
     assert not (tmp_path / "escaped").exists()
+
+
+def test_a_full_disk_is_not_taken_for_a_damaged_archive(corpus, tmp_path, monkeypatch):
+    def no_space(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    archive = make_archive(corpus)
+    monkeypatch.setattr(tarfile.TarFile, "extractall", no_space)
+    with pytest.raises(OSError, match="No space left on device: '.*tmp'"):
+        an4.unpack(archive, tmp_path / "folder")
 
 
 class Response(io.BytesIO):

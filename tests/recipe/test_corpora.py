@@ -58,7 +58,13 @@ def test_missing_part_and_missing_transcripts_are_one_line(librispeech):
     for path in (librispeech / "train-mini").rglob("*.txt"):
         path.unlink()
     message = one_line_error(prepare("librispeech", librispeech, "train_mini"))
-    assert "train-mini: " in message and "unpack it again" in message
+    assert "train-mini: 4 utterances lack a line in a .trans.txt: 10-7-0000, 10-7-0001, " in message
+    (librispeech / "dev-clean/11/7/11-7-0001.flac").unlink()
+    message = one_line_error(prepare("librispeech", librispeech, "dev_clean"))
+    assert "dev-clean: 1 utterances lack audio: 11-7-0001; unpack it again" in message
+    (librispeech / "dev-other/12/7/12-7-0001.flac").write_bytes(b"")
+    message = one_line_error(prepare("librispeech", librispeech, "dev_other"))
+    assert "dev-other: cannot be read (" in message and "12-7-0001.flac" in message and len(message) < 1000
     assert not (librispeech.parent / "data").exists()
 
 

@@ -96,7 +96,14 @@ def test_search_with_a_weight_for_the_decoder_that_a_ctc_model_lacks_is_refused(
     _check_ctc_weight(ctc_only, {"ctc_weight": 1.0}, [])
     _check_ctc_weight(ctc_only, {}, ["--ctc_weight", "0.3", "--ctc_weight", "1.0"])
     _check_ctc_weight({"decoder": "transformer", "model_conf": {"ctc_weight": 0.3}}, {}, [])
-    for settings, arguments in (({}, []), ({"ctc_weight": 1.0}, ["--ctc_weight", "0.5"])):
+    _check_ctc_weight(ctc_only, {}, ["--beam_size", "3", "--ctc_weight=1"])
+    one = {"ctc_weight": 1.0}
+    for settings, arguments in (
+        ({}, []),
+        ({"ctc_weight": None}, []),
+        *((one, given) for given in (["--ctc_weight", "0.5"], ["--ctc_weight=0.5"], ["--ctc_w", "0.5"])),
+        *((one, given) for given in (["--ctc_weight", "abc"], ["--ctc_weight"])),
+    ):
         with pytest.raises(UserError, match="this model has CTC only"):
             _check_ctc_weight(ctc_only, settings, arguments)
 

@@ -177,7 +177,8 @@ def _check_what_may_change(experiment: Path, arguments: list[str], epochs: int, 
     ):
         with pytest.raises(UserError) as error:
             check_settings(experiment, [*arguments, *other])
-        assert str(error.value) == f"{experiment}: it was trained with {message}; give --asr_tag NAME for another experiment"
+        remedy = "give --asr_tag NAME for another experiment"
+        assert str(error.value) == f"{experiment}: it was trained with {message}; {remedy}"
     with pytest.raises(UserError, match="asr_train: unrecognized arguments: --max_epochh 3; correct"):
         check_settings(experiment, [*arguments, "--max_epochh", "3"])
 

@@ -235,3 +235,15 @@ def test_commands_refuse_bad_options_in_one_line(data_set, tmp_path):
     assert "--fs sixteen: give a sampling rate" in one_line_error(result)
     result = run_module("espnet_lmu.data.speed", "--factors", "x", source, tmp_path / "sp")
     assert "--speed_perturb_factors" in one_line_error(result) and not (tmp_path / "sp").exists()
+
+
+def test_every_id_has_a_file_of_its_own(tmp_path):
+    names = ["s/1", "s_1", "s%2F1", "s%1"]
+    for i in range(len(names)):
+        soundfile.write(tmp_path / f"{i}.wav", np.full(1600 * (i + 1), 0.1), RATE)
+    tables = {"wav.scp": {name: str(tmp_path / f"{i}.wav") for i, name in enumerate(names)}}
+    tables |= {"text": dict.fromkeys(names, "A"), "utt2spk": dict.fromkeys(names, "s")}
+    write_data_dir(tmp_path / "data", tables)
+    format_data_dir(tmp_path / "data", tmp_path / "dump", "raw", RATE, nj=1)
+    paths = read_table(tmp_path / "dump" / "wav.scp")
+    assert [len(read_audio(paths[name])[0]) for name in names] == [1600, 3200, 4800, 6400]

@@ -76,3 +76,15 @@ def test_tables_of_an_earlier_run_do_not_stay(data_set):
     write_table(directory / "utt2speed", {"spk0-000": "1"})
     write_data_dir(directory, tables)
     assert read_data_dir(directory) == tables
+
+
+def test_ids_that_could_not_be_read_again_are_refused(tmp_path):
+    for key in ("John Smith", "", "a\u00a0b"):
+        with pytest.raises(UserError, match="text: the id .* is empty or has a space"):
+            write_table(tmp_path / "text", {key: "x"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_mark_at_the_start_of_a_table_is_not_part_of_the_id(tmp_path):
+    (tmp_path / "text").write_text("a X\nb Y\n", encoding="utf-8-sig")
+    assert read_table(tmp_path / "text") == {"a": "X", "b": "Y"}

@@ -45,7 +45,13 @@ def test_small_corpus_gets_fewer_pieces_instead_of_an_error(text, tmp_path):
 
 def test_list_is_kept_until_the_text_or_the_options_change(text, tmp_path):
     make("--token_type", "char", text, tmp_path / "list")
-    assert "kept" in make("--token_type", "char", text, tmp_path / "list")[1]
+    assert "tokens.txt: kept" in make("--token_type", "char", text, tmp_path / "list")[1]
+    make("--nbpe", 20, text, tmp_path / "bpe")
+    for name in ("bpe.model", "tokens.txt"):
+        (tmp_path / "bpe" / name).unlink()
+        assert "tokens.txt: kept" not in make("--nbpe", 20, text, tmp_path / "bpe")[1]
+        assert (tmp_path / "bpe" / name).exists()
+    assert "tokens.txt: kept" in make("--nbpe", 20, text, tmp_path / "bpe")[1]
     write_table(text, {"u": "NEW"})
     found, output = make("--token_type", "char", text, tmp_path / "list")
     assert "tokens.txt: kept" not in output and found[2:-1] == ["E", "N", "W"]

@@ -25,7 +25,8 @@ def config(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"attention_context": "[64, 16]"}, {"attention_context": "[64, [2, 3, 64]]", "input_layer": "conv2d"}]
+    "options",
+    [{}, {"attention_context": "[64, 16]"}, {"attention_context": "[64, [2, 3, 64]]", "input_layer": "conv2d"}],
 )
 def test_memory_of_a_longer_batch_is_foretold(config, options):
     path = config(**options)

@@ -132,12 +132,16 @@ if "${help}"; then
 fi
 
 need_number() { [[ "${!1}" =~ ^[0-9]+$ ]] || die "--$1 ${!1}: give a whole number"; }
+need_decimal() { [[ "${!1}" =~ ^[0-9]+(\.[0-9]*)?$ ]] || die "--$1 ${!1}: give a number of seconds"; }
 need_one_of() {
     local name=$1
     shift
     [[ " $* " == *" ${!name} "* ]] || die "--${name} ${!name}: give one of: $*"
 }
 for name in stage stop_stage ngpu num_nodes nj train_nj num_splits_asr nbpe ngram_num inference_nj; do need_number "${name}"; done
+[ "${stage}" -le 15 ] || die "--stage ${stage}: the last stage is 15"
+[ "${stage}" -le "${stop_stage}" ] || die "--stage ${stage} --stop_stage ${stop_stage}: no stage to run"
+for name in min_wav_duration max_wav_duration; do need_decimal "${name}"; done
 for name in train_set valid_set test_sets; do [ -n "${!name}" ] || die "--${name} is required"; done
 need_one_of feats_type raw fbank
 need_one_of cmd local slurm
@@ -145,9 +149,13 @@ need_one_of cmd local slurm
     die "WORLD_SIZE is set, so this starts several times: give --stage 11 --stop_stage 11, and run the other stages once"
 slurm_config=${slurm_config:-${root}/conf/slurm.yaml}
 need_one_of token_type bpe char
+need_one_of bpemode unigram bpe
+need_one_of feats_normalize global_mvn utterance_mvn none
+need_one_of ignore_init_mismatch true false
 need_one_of use_lm true false
 need_one_of use_ngram true false
 need_one_of ngram_unit token word
+[[ "${dumpdir}${expdir}" != *,* ]] || die "--dumpdir ${dumpdir} --expdir ${expdir}: ESPnet takes no commas in paths"
 lm_config=${lm_config:-${root}/conf/train_lm_lstm.yaml}
 for name in asr_config pretrained_model lm_config ngram_lm inference_config; do
     file=${!name}
@@ -159,6 +167,16 @@ command -v "${python}" >/dev/null || die "--python ${python}: no such program"
 from importlib.util import find_spec
 sys.exit(any(find_spec(name) is None for name in ("torch", "torchaudio", "espnet2", "kaldiio", "jiwer")))' ||
     die "${python} has not all packages (torch, espnet, ...): activate the environment they are in, or give --python"
+"${python}" -c 'import sys
+from espnet_lmu.data.check import parse_policies
+from espnet_lmu.data.files import command_line, parse_rate
+from espnet_lmu.data.speed import parse_factors
+def check():
+    parse_rate(sys.argv[1])
+    parse_policies(sys.argv[2])
+    if sys.argv[3]:
+        parse_factors(sys.argv[3])
+command_line(check)' "${fs}" "${check_policy}" "${speed_perturb_factors}"
 
 # Names as ESPnet makes them, so that results of both can be compared side by side.
 tag=${feats_type}
