@@ -132,7 +132,7 @@ if "${help}"; then
 fi
 
 need_number() { [[ "${!1}" =~ ^[0-9]+$ ]] || die "--$1 ${!1}: give a whole number"; }
-need_decimal() { [[ "${!1}" =~ ^[0-9]+(\.[0-9]*)?$ ]] || die "--$1 ${!1}: give a number of seconds"; }
+need_decimal() { [[ "${!1}" =~ ^([0-9]+\.?[0-9]*|\.[0-9]+)$ ]] || die "--$1 ${!1}: give a number of seconds"; }
 need_one_of() {
     local name=$1
     shift
