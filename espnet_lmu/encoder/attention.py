@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,9 @@ from torch.nn import functional as F
 
 from espnet_lmu.lmu.products import fast_products_in_use
 
-_FEW_SCORES = 1 << 25  # of a batch: 134 MB
+# Scores of a batch that are computed at once: 134 MB where asr.sh lets malloc keep what it has. Elsewhere 17 MB: larger
+# tensors then come as new pages each time, which take two to four times as long as the tiles that `_weigh` avoids.
+_FEW_SCORES = 1 << (25 if "MALLOC_MMAP_THRESHOLD_" in os.environ else 22)
 _POSITIONS = 1 << 14  # the angles of positions up to this one are exact to a thousandth in float32
 
 

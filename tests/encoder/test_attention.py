@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 from weights import draw_attention
 
+import espnet_lmu.encoder.attention as attention_module
 from espnet_lmu import LMUEncoder
 from espnet_lmu.encoder.attention import SelfAttention, rotate
 
@@ -27,7 +28,9 @@ def reference(attention: SelfAttention, x: torch.Tensor, lengths: list[int]) -> 
 
 @pytest.mark.parametrize("context", [(0, 1), (0, 5), (3, 4), (4, 4), (9, 4), (64, 16), (1, 100)])
 @pytest.mark.parametrize("frames", [1, 4, 37])
-def test_limited_context_is_full_attention_under_its_mask(context, frames):
+@pytest.mark.parametrize("plain", [False, True])
+def test_limited_context_is_full_attention_under_its_mask(context, frames, plain, monkeypatch):
+    monkeypatch.setattr(attention_module, "fast_products_in_use", lambda: plain)  # plain products, or torch's kernel
     torch.manual_seed(0)
     attention = SelfAttention(16, 2, context=context).double()
     x = torch.randn(3, frames, 16, dtype=torch.float64, requires_grad=True)
