@@ -16,7 +16,7 @@ from espnet_lmu.data.files import command_line, read_yaml, shorten
 from espnet_lmu.errors import UserError
 from espnet_lmu.training.checkpoint import repair
 
-# What weights belong to. Other settings may change: number of epochs, batches, augmentation, optimizer.
+# What weights belong to. Other settings may change: number of epochs, batches, augmentation.
 _OF_THE_MODEL = ("input_size", "frontend_conf", "normalize", "encoder", "encoder_conf", "decoder", "decoder_conf")
 _OF_THE_MODEL += ("model_conf", "token_list", "init_param")
 
