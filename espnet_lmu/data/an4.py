@@ -69,7 +69,7 @@ def unpack(archive: Path, folder: Path) -> Path:
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno and error.errno != errno.ENOENT:
             error.filename = error.filename or str(temporary)
-            raise  # the disk's fault, not the archive's
+            raise  # the disk's fault, not the archive's (which may be whole and have no folder an4: ENOENT)
         raise UserError(f"{archive}: not a complete AN4 archive ({error}); delete it and fetch it again") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
