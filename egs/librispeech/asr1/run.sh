@@ -3,7 +3,7 @@
 # The corpus: LIBRISPEECH=DIR ./run.sh, the folder that holds train-clean-100, ...; without it, it is downloaded.
 # Parts are sets too, with _ for -, such as the 100 hours: ./run.sh --train_set train_clean_100
 # Other sizes: --asr_config ../../../conf/train_asr_lmu_demo.yaml, or ..._large.yaml; the kind that is best on Mini
-# LibriSpeech: ..._bidirectional.yaml. All untrained.
+# LibriSpeech: ..._bidirectional.yaml; one that streams: ..._streaming.yaml. All untrained.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
