@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional as F
-from weights import draw_attention
+from weights import draw_weights
 
 import espnet_lmu.encoder.attention as attention_module
 from espnet_lmu import LMUEncoder
@@ -60,7 +60,7 @@ def test_several_chunk_sizes_are_drawn_in_training():
     """Each training step has the mask of one of the sizes; outside training it is the one that was set."""
     options = {"output_size": 16, "num_blocks": 2, "memory_size": 6, "theta": 12.0, "attention_heads": 2}
     torch.manual_seed(0)
-    encoder = draw_attention(LMUEncoder(20, attention_context=[3, [2, 5, 100]], dropout_rate=0.0, **options))
+    encoder = draw_weights(LMUEncoder(20, attention_context=[3, [2, 5, 100]], dropout_rate=0.0, **options))
     x, lengths = torch.randn(2, 31, 20), torch.tensor([31, 22])
     wanted = []
     for chunk in (2, 5, 100):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from espnet.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from espnet2.asr.ctc import CTC
-from weights import draw_attention
+from weights import draw_weights
 
 from espnet_lmu import LMUEncoder
 from espnet_lmu.bin import main
@@ -24,7 +24,7 @@ SMALL = {"output_size": 16, "num_blocks": 2, "memory_size": 6, "theta": 12.0, "a
 
 def make_encoder(**options) -> LMUEncoder:
     torch.manual_seed(0)
-    return draw_attention(LMUEncoder(20, **{**SMALL, **options})).eval()
+    return draw_weights(LMUEncoder(20, **{**SMALL, **options})).eval()
 
 
 def set_up_conditioning(encoder: LMUEncoder, vocab_size: int = 7) -> CTC:
@@ -102,6 +102,19 @@ def test_attention_starts_at_zero_and_grows():
     torch.testing.assert_close(encoder(x, lengths)[0], without(x, lengths)[0], rtol=0, atol=0)
     encoder(x, lengths)[0].square().mean().backward()
     assert all(layer.attention.out.weight.grad.abs().max() > 0 for layer in encoder.layers)
+
+
+def test_recurrence_of_one_direction_starts_calm_and_grows():
+    torch.manual_seed(0)
+    encoder = LMUEncoder(20, **SMALL | {"output_size": 64}, dropout_rate=0.0)
+    x, lengths = torch.randn(2, 30, 20), torch.tensor([30, 21])
+    encoder(x, lengths)[0].square().mean().backward()
+    for layer in encoder.layers:
+        assert 0.15 < layer.lmu.W_h.std() * 64**0.5 < 0.25  # 1 is the paper's
+        assert layer.lmu.W_m.abs().max() == 0 < layer.lmu.W_m.grad.abs().max()
+    for layer in LMUEncoder(20, **SMALL | {"output_size": 64}, bidirectional=True).layers:
+        assert 0.8 < layer.lmu.forward_layer.W_h.std() * 32**0.5 < 1.2
+        assert layer.lmu.forward_layer.W_m.abs().max() > 0
 
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 from espnet2.asr.ctc import CTC
-from weights import draw_attention
+from weights import draw_weights
 
 from espnet_lmu import LMUEncoder
 from espnet_lmu.encoder.streaming import EncoderState
@@ -33,7 +33,7 @@ VARIANTS = {
 
 def make_encoder(**options) -> LMUEncoder:
     torch.manual_seed(0)
-    return draw_attention(LMUEncoder(20, **{**SMALL, **options})).eval()
+    return draw_weights(LMUEncoder(20, **{**SMALL, **options})).eval()
 
 
 def random_pieces(frames: int, generator: random.Random) -> list[int]:

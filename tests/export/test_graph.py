@@ -20,7 +20,7 @@ from espnet_lmu.lmu import LMU
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from weights import draw_attention
+from weights import draw_weights
 
 from espnet_lmu.export.onnx_files import OnnxFile, quantize, write_onnx  # noqa: E402
 
@@ -58,7 +58,7 @@ STREAMING = {
 def make_model(normalize=None, **options) -> SimpleNamespace:
     """What of an ESPnetASRModel becomes a graph."""
     torch.manual_seed(0)
-    encoder = draw_attention(LMUEncoder(BINS, **{**SMALL, **options})).eval()
+    encoder = draw_weights(LMUEncoder(BINS, **{**SMALL, **options})).eval()
     if encoder.interctc_use_conditioning:
         encoder.conditioning_layer = torch.nn.Linear(7, encoder.output_size())
     return SimpleNamespace(encoder=encoder, ctc=CTC(7, encoder.output_size()).eval(), normalize=normalize)
@@ -219,7 +219,7 @@ def test_a_graph_of_a_waveform_does_not_mind_its_level(tmp_path):
 
     torch.manual_seed(0)
     frontend = DefaultFrontend(n_fft=512, win_length=400, hop_length=160)
-    encoder = draw_attention(LMUEncoder(80, **SMALL, bidirectional=True, input_layer="dw_striding")).eval()
+    encoder = draw_weights(LMUEncoder(80, **SMALL, bidirectional=True, input_layer="dw_striding")).eval()
     model = SimpleNamespace(encoder=encoder, ctc=CTC(7, 16).eval(), normalize=UtteranceMVN())
     graph = WaveGraph(espnet_log_mel(frontend), OfflineGraph(model)).eval()
     path = tmp_path / "wave.onnx"

@@ -11,7 +11,7 @@ import sentencepiece
 import soundfile
 import torch
 import yaml
-from weights import draw_attention
+from weights import draw_weights
 
 import espnet_lmu
 from espnet_lmu.bin.main import main
@@ -63,7 +63,7 @@ def _build(recipe: Path, feats_type: str) -> Path:
         config["input_size"] = 80
     args = Namespace(**config)
     torch.manual_seed(3)
-    model = draw_attention(ASRTask.build_model(args))
+    model = draw_weights(ASRTask.build_model(args))
     with torch.no_grad():
         model.ctc.ctc_lo.weight *= 20
     experiment = recipe / "exp" / "asr"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from weights import draw_attention
+from weights import draw_weights
 
 from espnet_lmu.data.features import write_features
 from espnet_lmu.data.format import feature_settings
@@ -54,7 +54,7 @@ def write_model(directory: Path, encoder_options: dict | None = None, **options)
     files = {"config": "train.yaml", "token_list": "tokens.txt", "output_dir": "."}
     command = [word for option, name in files.items() for word in (f"--{option}", str(directory / name))]
     args = ASRTask.get_parser().parse_args(command)
-    model = draw_attention(ASRTask.build_model(args))
+    model = draw_weights(ASRTask.build_model(args))
     model.ctc.ctc_lo.weight.data.mul_(4)
     model.ctc.ctc_lo.bias.data[LETTERS.index("<space>")] += 2
     model.ctc.ctc_lo.bias.data[LETTERS.index("<sos/eos>")] -= 100  # which no transcript has
