@@ -45,8 +45,8 @@ def _refuse_other_weights(
 def _calm(lmu: LMU) -> None:
     """Let a layer start with little recurrence: a fifth of the paper's W_h, and a memory that is not read yet.
 
-    With the paper's start and features of 40 ms, states of one direction, D wide, keep CTC at blanks for more than a
-    thousand steps at learning rates that suit the halves of both directions (egs/mini_librispeech/asr1/RESULTS.md).
+    With the paper's start, streaming encoders keep CTC at blanks for more than a thousand steps at learning rates that
+    suit those of both directions (egs/mini_librispeech/asr1/RESULTS.md). The published encoder starts as published.
     """
     with torch.no_grad():
         lmu.W_h *= 0.2
@@ -179,7 +179,7 @@ class LMUEncoder(AbsEncoder):
                 )
                 for _ in range(directions)
             ]
-            if lmu_type == "original" and not bidirectional:
+            if lmu_type == "original" and attention_context is not None and not bidirectional:
                 _calm(layers[0])
             return Bidirectional(*layers) if bidirectional else layers[0]
 
