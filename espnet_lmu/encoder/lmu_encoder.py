@@ -88,7 +88,8 @@ class LMUEncoder(AbsEncoder):
             own chunk of the sequence and `left` frames before the chunk; None for all frames. With several sizes,
             [left, [chunk, ...]], each training step draws one (Zhang et al. 2020, "U2") and the model can then be
             used with any of them: whole recordings take the largest, streaming takes the smallest. The attributes
-            `attention_chunk` and `streaming_chunk` can be set to others.
+            `attention_chunk` and `streaming_chunk` can be set to others. Original LMUs of one direction then start with
+            a fifth of the paper's W_h and with W_m at zero.
         linear_units: hidden units of the position-wise feed-forward module at the end of each layer; 0 for none.
         gated_linear_units: whether each of these units is multiplied by a gate of its own (SwiGLU); with two thirds of
             the units, a module has as many parameters.
