@@ -192,9 +192,9 @@ def linear_memory(
 
     Returns: memory (B, T, C, d), meaningless after a sequence's length, and the state after its last frame (B, C, d).
     """
-    if route == "step":
-        return naive_memory(u, *operators.matrices(u), state, lengths)
     batch, frames, channels = u.shape
+    if route == "step" or not batch:  # reshaping and MKL's transforms refuse a batch of no sequences
+        return naive_memory(u, *operators.matrices(u), state, lengths)
     if route == "chunk":
         chunk_size = chunk_frames(chunk_size, frames, operators.order)
         chunks = _split_into_chunks(u, operators, state, chunk_size)
@@ -241,7 +241,7 @@ def linear_readout(
     Returns: (B, T, H), meaningless after a sequence's length, and the state (B, C, d).
     """
     frames = u.shape[1]
-    if route == "step":
+    if route == "step" or not len(u):
         memory, final = linear_memory(u, operators, state, lengths, route)
         return _read(memory, weight), final
     rows, last = _last_frame(lengths, u)

@@ -84,6 +84,15 @@ def test_every_connection_is_its_equation(hidden_cell, memory_d, trainable_theta
         compare_with_equations(layer)
 
 
+@pytest.mark.parametrize(
+    "options", [*({"route": route} for route in ("auto", "chunk", "fft", "conv")), {"hidden_to_memory": True}]
+)
+def test_a_batch_of_no_sequences_gives_none(options):
+    layer = make_layer(**options)
+    y, (h, m) = layer(torch.zeros(0, 7, 4, dtype=torch.float64))
+    assert (y.shape, h.shape, m.shape) == ((0, 7, 5), (0, 5), (0, 2, 3))
+
+
 @pytest.mark.parametrize("activation", ["linear", "tanh", "relu"])
 @pytest.mark.parametrize("hidden_to_memory", [False, True])
 @pytest.mark.parametrize("hidden_cell", ["linear", "recurrent"])

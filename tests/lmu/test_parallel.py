@@ -197,6 +197,15 @@ class TestSequences:
             assert_agree(x.grad[row, :length], alone.grad[0])
             assert not x.grad[row, length:].any()
 
+    def test_a_batch_of_no_sequences_gives_none(self, route, folded, monkeypatch):
+        monkeypatch.setattr(parallel, "folding_saves_work", lambda *sizes: folded)
+        layer = make_layer(route=route)
+        y, final = layer(torch.zeros(0, 13, 5), torch.zeros(0, dtype=torch.long))
+        y.sum().backward()
+        assert y.shape == (0, 13, 7)
+        assert final.shape == (0, 3, 6)
+        assert not layer.W_u.grad.any()
+
     @pytest.mark.parametrize("piece", [1, 3])
     def test_pieces_equal_the_whole(self, route, folded, piece, monkeypatch):
         monkeypatch.setattr(parallel, "folding_saves_work", lambda *sizes: folded)
