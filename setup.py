@@ -26,10 +26,10 @@ setup(
         # torchaudio ends with 2.11, and torch and torchaudio must be of one release.
         "torch==2.11.0",
         "torchaudio==2.11.0",
-        "espnet==202511",
-        # espnet needs both pins: it imports pkg_resources and distutils' shim.
-        "setuptools<74",
-        "sentencepiece==0.2.0",
+        # Tried: 202511, the last for Python below 3.12, and 202611. They pin setuptools and sentencepiece.
+        "espnet>=202511,<=202611",
+        "editdistance",  # with which ESPnet computes a CER while it trains; 202611 has it as an extra
+        "sentencepiece",
         "soundfile",
         "kaldiio",
         "jiwer",

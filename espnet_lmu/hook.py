@@ -55,8 +55,8 @@ def _register_optimizer(abs_task: ModuleType) -> None:
 
 @contextlib.contextmanager
 def _no_flash_attention_notice() -> Iterator[None]:
-    """Drop the print to standard output that a missing (optional) flash_attn causes."""
-    with contextlib.redirect_stdout(io.StringIO()):
+    """Drop what is printed because flash_attn, which is optional, is missing."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
 
 
@@ -85,7 +85,10 @@ def _atomic_checkpoints(trainer: ModuleType) -> None:
 _HOOKS: dict[str, tuple[Callable | None, Callable[[ModuleType], None] | None]] = {
     **{f"espnet2.tasks.{task}": (None, _register) for task in _TASKS},
     "espnet2.tasks.abs_task": (None, _register_optimizer),
-    "espnet.nets.pytorch_backend.transformer.attention": (_no_flash_attention_notice, None),
+    **{
+        f"{nets}.pytorch_backend.transformer.attention": (_no_flash_attention_notice, None)
+        for nets in ("espnet2.legacy.nets", "espnet.nets")  # the second in ESPnet before 202609
+    },
     "g2p_en.g2p": (_no_nltk_download, None),
     "espnet2.train.trainer": (None, _atomic_checkpoints),
     "espnet2.main_funcs.average_nbest_models": (None, _atomic_checkpoints),

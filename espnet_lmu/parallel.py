@@ -6,6 +6,7 @@ a kill say, gets what is there and computes the rest.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import pickle
@@ -84,7 +85,18 @@ class _Piece:
         return False, f"its result could not be written to {self.result.parent} (disk full?)"
 
 
-def _run_logged(piece: _Piece) -> None:
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+def _end_with(parent: int) -> None:
+    """Let this process be killed when its parent is, or it would go on writing what the next run clears away."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # killed before that
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _run_logged(piece: _Piece, parent: int) -> None:
+    _end_with(parent)
     # Ctrl-C goes to all processes; the starting one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with open(piece.log, "w", encoding="utf-8") as log:
@@ -106,7 +118,7 @@ def _run_locally(pieces: list[_Piece], nj: int, done: Callable[[_Piece], None]) 
         while waiting or running:
             while waiting and len(running) < nj:
                 piece = waiting.pop()
-                process = context.Process(target=_run_logged, args=(piece,))
+                process = context.Process(target=_run_logged, args=(piece, os.getpid()))
                 process.start()
                 running[process.sentinel] = (process, piece)
             for sentinel in wait(list(running)):

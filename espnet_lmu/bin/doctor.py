@@ -45,6 +45,11 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("espnet_lmu is not installed in this environment: pip install -e . in its folder") from None
     problems = find_problems(requirements)
     base = problems.pop("")
+    try:
+        # ESPnet fails later and obscurely without what it pins, such as setuptools.
+        base += [problem for problem in find_problems(metadata.requires("espnet") or [])[""] if problem not in base]
+    except metadata.PackageNotFoundError:
+        pass  # a problem that is named already
     print(f"Python {platform.python_version()}; packages: {'; '.join(base) or 'complete'}")
     for extra, wrong in sorted(problems.items()):
         print(f"extra {extra}: {'; '.join(wrong) or 'complete'}")

@@ -75,7 +75,8 @@ class GreedyDecoder:
         Input too short for the model gives None.
         """
         import torch
-        from espnet.nets.pytorch_backend.transformer.subsampling import TooShortUttError
+
+        from espnet_lmu.encoder.subsampling import TooShortUttError
 
         long_enough = [i for i, item in enumerate(inputs) if len(item) >= self.minimum_length]
         outputs: list = [None] * len(inputs)

@@ -31,6 +31,10 @@ def _refuse_other_weights(
     module, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
 ) -> None:
     """Fail on missing or unknown weights: ESPnet loads with `strict=False`, which leaves them random silently."""
+    for kind in ("weight", "bias"):  # of ESPnet's input layers, as they were named before ESPnet 202609
+        before = f"{prefix}embed.embed.out.0.{kind}"
+        if before in state_dict:
+            state_dict[f"{prefix}embed.embed.out.{kind}"] = state_dict.pop(before)
     own = {prefix + name for name in module.state_dict()}
     given = {name for name in state_dict if name.startswith(prefix)}
     if own != given:

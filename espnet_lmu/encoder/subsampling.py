@@ -13,26 +13,25 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from espnet.nets.pytorch_backend.transformer.subsampling import (
-    Conv2dSubsampling,
-    Conv2dSubsampling1,
-    Conv2dSubsampling2,
-    Conv2dSubsampling6,
-    Conv2dSubsampling8,
-    TooShortUttError,
-)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from espnet_lmu.lmu.naive import valid_frames
 
+try:
+    from espnet2.legacy.nets.pytorch_backend.transformer import subsampling as espnets
+except ModuleNotFoundError:  # ESPnet before 202609
+    from espnet.nets.pytorch_backend.transformer import subsampling as espnets
+
+TooShortUttError = espnets.TooShortUttError
+
 # name -> (ESPnet's module, kernel and stride over time of each of its convolutions)
 _ESPNET = {
-    "conv2d": (Conv2dSubsampling, ((3, 2), (3, 2))),
-    "conv2d1": (Conv2dSubsampling1, ((3, 1), (3, 1))),
-    "conv2d2": (Conv2dSubsampling2, ((3, 2), (3, 1))),
-    "conv2d6": (Conv2dSubsampling6, ((3, 2), (5, 3))),
-    "conv2d8": (Conv2dSubsampling8, ((3, 2), (3, 2), (3, 2))),
+    "conv2d": (espnets.Conv2dSubsampling, ((3, 2), (3, 2))),
+    "conv2d1": (espnets.Conv2dSubsampling1, ((3, 1), (3, 1))),
+    "conv2d2": (espnets.Conv2dSubsampling2, ((3, 2), (3, 1))),
+    "conv2d6": (espnets.Conv2dSubsampling6, ((3, 2), (5, 3))),
+    "conv2d8": (espnets.Conv2dSubsampling8, ((3, 2), (3, 2), (3, 2))),
 }
 INPUT_LAYERS = ("linear", *_ESPNET, "dw_striding", "dw_striding8")
 
@@ -81,6 +80,8 @@ class Conv2dInput(nn.Module):
         self.output_size = output_size
         module, self.convolutions = _ESPNET[name]
         self.embed = module(input_size, output_size, 0.0, pos_enc=nn.Identity())
+        if isinstance(self.embed.out, nn.Sequential):  # of ESPnet before 202609: with the positional encoding
+            self.embed.out = self.embed.out[0]
         self.factor = self.shortest = 1
         for kernel, stride in reversed(self.convolutions):
             self.factor *= stride

@@ -47,7 +47,7 @@ def read_history(experiment: Path) -> History:
 
     path = experiment / "checkpoint.pth"
     try:
-        # The reporter's times are timedelta objects; the file is the user's own training state.
+        # ESPnet 202511 stores times as timedelta objects; the file is the user's own training state.
         state = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
         stats = state["reporter"]["stats"]
     except FileNotFoundError:
@@ -57,11 +57,16 @@ def read_history(experiment: Path) -> History:
     epochs = []
     for number, phases in sorted(stats.items()):
         train, valid = phases.get("train", {}), phases.get("valid", {})
-        seconds = sum(phase["time"].total_seconds() for phase in phases.values() if "time" in phase)
+        seconds = sum(_seconds(phase["time"]) for phase in phases.values() if "time" in phase)
         rate = _finite(valid.get("cer_ctc"))
         rate = None if rate is None else 100 * rate
         epochs.append(Epoch(number, seconds, _finite(train.get("loss")), _finite(valid.get("loss")), rate))
     return History(epochs, _count_parameters(state.get("optimizers", [])))
+
+
+def _seconds(time) -> float:
+    """Of a timedelta, or of what ESPnet 202611 stores in place of one."""
+    return time["__timedelta_seconds__"] if isinstance(time, dict) else time.total_seconds()
 
 
 def _finite(value) -> float | None:

@@ -30,3 +30,23 @@ def test_a_missing_base_package_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr(metadata, "requires", lambda name: ["no-such-package"])
     assert main(["doctor"]) == 1
     assert capsys.readouterr().err.startswith("error: no-such-package is not installed: pip install -e .")
+
+
+def test_what_espnet_itself_needs_is_looked_for(capsys, monkeypatch):
+    needs = {"espnet_lmu": ["no-such-package"], "espnet": ["no-such-package", "numpy<1", 'nor-this; extra == "tts"']}
+    monkeypatch.setattr(metadata, "requires", needs.__getitem__)
+    assert main(["doctor"]) == 1
+    printed = capsys.readouterr().out
+    version = metadata.version("numpy")
+    assert f"packages: no-such-package is not installed; numpy is {version}, not <1\n" in printed
+
+
+def test_without_espnet_that_is_the_problem(capsys, monkeypatch):
+    def requires(name):
+        if name == "espnet":
+            raise metadata.PackageNotFoundError(name)
+        return ["no-such-package"]
+
+    monkeypatch.setattr(metadata, "requires", requires)
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().err.startswith("error: no-such-package is not installed")

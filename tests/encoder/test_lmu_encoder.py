@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from espnet.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from espnet2.asr.ctc import CTC
 from weights import draw_weights
 
@@ -16,7 +15,7 @@ from espnet_lmu.bin import main
 from espnet_lmu.encoder import lmu_encoder
 from espnet_lmu.encoder.attention import SelfAttention
 from espnet_lmu.encoder.layer import FeedForward
-from espnet_lmu.encoder.subsampling import INPUT_LAYERS
+from espnet_lmu.encoder.subsampling import INPUT_LAYERS, TooShortUttError
 
 CONF = Path(__file__).parents[2] / "conf"
 SMALL = {"output_size": 16, "num_blocks": 2, "memory_size": 6, "theta": 12.0, "attention_heads": 2}
@@ -277,6 +276,17 @@ def test_weights_of_another_model_are_refused():
         RuntimeError, match=r"missing: encoder\.layers\.0\.lmu\.W_x; unknown: encoder\.layers\.0\.lmu\.W_q"
     ):
         model.load_state_dict(state, strict=False)
+
+
+@pytest.mark.parametrize("input_layer", [name for name in INPUT_LAYERS if name.startswith("conv2d")])
+def test_weights_with_the_names_of_an_older_espnet_fit(input_layer):
+    encoder, other = (make_encoder(input_layer=input_layer) for _ in range(2))
+    state = {name.replace("embed.embed.out.", "embed.embed.out.0."): p for name, p in encoder.state_dict().items()}
+    assert state.keys() != encoder.state_dict().keys()
+    torch.nn.init.zeros_(other.embed.embed.out.weight)
+    other.load_state_dict(state, strict=False)
+    x, lengths = torch.randn(2, 60, 20), torch.tensor([60, 50])
+    assert torch.equal(encoder.eval()(x, lengths)[0], other.eval()(x, lengths)[0])
 
 
 PARTS = ["input projection", "LMU layers", "attention layers", "layer normalization", "output projection", "CTC"]

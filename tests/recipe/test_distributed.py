@@ -75,7 +75,7 @@ def _launch(arguments: list[str], environment: dict[str, str], log: Path) -> Non
     command_line(main)
 
 
-def _wait_until(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
@@ -131,7 +131,7 @@ def test_two_processes_train_as_one_through_a_kill_and_on_two_machines(tmp_path,
     one, two = tmp_path / "one", tmp_path / "two"
 
     killed = Training(two, 2, 10000, arguments)
-    _wait_until((two / "3epoch.pth").exists)
+    wait_until((two / "3epoch.pth").exists)
     os.kill(killed.workers()[1], signal.SIGKILL)
     assert killed.exit_code() == 1
     errors = [line for line in killed.output().splitlines() if line.startswith("error: ")]
@@ -194,13 +194,13 @@ def test_the_processes_end_with_the_one_that_started_them(tmp_path):
     import_asr_train()
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "WORLD_SIZE": "2", "RANK": "1"}  # nobody comes
     run = Training(tmp_path, 2, 1, make_training(tmp_path), **meeting)
-    _wait_until(lambda: len(run.workers()) == 2)
+    wait_until(lambda: len(run.workers()) == 2)
     workers = run.workers()
     time.sleep(2)  # until torch has asked the system to be told of the parent's death
     assert all(map(_alive, workers))
     run.process.kill()
     run.process.join()
-    _wait_until(lambda: not any(map(_alive, workers)))
+    wait_until(lambda: not any(map(_alive, workers)))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Pieces of work, here and on a Slurm cluster: two machines of real daemons on this one."""
 
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 import torch
 from pieces_of_work import work
 from recipe_tools import ROOT, one_line_error, run_module
-from test_distributed import make_training
+from test_distributed import make_training, wait_until
 
 from espnet_lmu import parallel
 from espnet_lmu.errors import UserError
@@ -111,6 +112,26 @@ def check_pieces(tmp_path, capsys, **options):
 
 def test_pieces_by_processes(tmp_path, capsys):
     check_pieces(tmp_path, capsys)
+
+
+def stay(process_id: Path) -> None:
+    process_id.with_suffix(".tmp").write_text(f"{os.getpid()}")
+    process_id.with_suffix(".tmp").rename(process_id)
+    time.sleep(120)
+
+
+def test_pieces_end_with_the_process_that_was_killed(tmp_path):
+    process_id = tmp_path / "process_id"
+    options = {"directory": tmp_path / "pieces", "nj": 1}
+    parent = multiprocessing.get_context("fork").Process(
+        target=map_pieces, args=(stay, {"stay": (process_id,)}), kwargs=options
+    )
+    parent.start()
+    wait_until(process_id.exists)
+    parent.kill()
+    parent.join()
+    status = Path(f"/proc/{process_id.read_text()}/status")
+    wait_until(lambda: not status.exists() or "State:\tZ" in status.read_text())
 
 
 def test_result_that_cannot_be_written_is_no_kill(tmp_path):
