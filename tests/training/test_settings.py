@@ -33,4 +33,4 @@ def test_every_encoder_builds(path):
 
 def test_files_are_found():
     assert {path.parent.name for path in ENCODERS} == {"conf", "encoders", "ablation"}
-    assert sum("streaming" in path.name for path in ENCODERS) == 3
+    assert sum("streaming" in path.name for path in ENCODERS) == 4
