@@ -87,7 +87,7 @@ _HOOKS: dict[str, tuple[Callable | None, Callable[[ModuleType], None] | None]] =
     "espnet2.tasks.abs_task": (None, _register_optimizer),
     **{
         f"{nets}.pytorch_backend.transformer.attention": (_no_flash_attention_notice, None)
-        for nets in ("espnet2.legacy.nets", "espnet.nets")  # the second in ESPnet before 202609
+        for nets in ("espnet2.legacy.nets", "espnet.nets")  # the second in ESPnet 202511
     },
     "g2p_en.g2p": (_no_nltk_download, None),
     "espnet2.train.trainer": (None, _atomic_checkpoints),

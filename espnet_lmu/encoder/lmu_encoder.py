@@ -31,7 +31,7 @@ def _refuse_other_weights(
     module, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
 ) -> None:
     """Fail on missing or unknown weights: ESPnet loads with `strict=False`, which leaves them random silently."""
-    for kind in ("weight", "bias"):  # of ESPnet's input layers, as they were named before ESPnet 202609
+    for kind in ("weight", "bias"):  # of ESPnet's input layers, as ESPnet 202511 names them
         before = f"{prefix}embed.embed.out.0.{kind}"
         if before in state_dict:
             state_dict[f"{prefix}embed.embed.out.{kind}"] = state_dict.pop(before)

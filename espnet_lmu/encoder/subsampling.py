@@ -20,7 +20,7 @@ from espnet_lmu.lmu.naive import valid_frames
 
 try:
     from espnet2.legacy.nets.pytorch_backend.transformer import subsampling as espnets
-except ModuleNotFoundError:  # ESPnet before 202609
+except ModuleNotFoundError:  # ESPnet 202511
     from espnet.nets.pytorch_backend.transformer import subsampling as espnets
 
 TooShortUttError = espnets.TooShortUttError
@@ -80,7 +80,7 @@ class Conv2dInput(nn.Module):
         self.output_size = output_size
         module, self.convolutions = _ESPNET[name]
         self.embed = module(input_size, output_size, 0.0, pos_enc=nn.Identity())
-        if isinstance(self.embed.out, nn.Sequential):  # of ESPnet before 202609: with the positional encoding
+        if isinstance(self.embed.out, nn.Sequential):  # of ESPnet 202511: with the positional encoding
             self.embed.out = self.embed.out[0]
         self.factor = self.shortest = 1
         for kernel, stride in reversed(self.convolutions):
