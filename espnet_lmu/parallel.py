@@ -88,15 +88,15 @@ class _Piece:
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
-def _end_with(parent: int) -> None:
+def _end_with_the_parent() -> None:
     """Let this process be killed when its parent is, or it would go on writing what the next run clears away."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # killed before that
+    if os.getppid() != multiprocessing.parent_process().pid:  # killed before that
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _run_logged(piece: _Piece, parent: int) -> None:
-    _end_with(parent)
+def _run_logged(piece: _Piece) -> None:
+    _end_with_the_parent()
     # Ctrl-C goes to all processes; the starting one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with open(piece.log, "w", encoding="utf-8") as log:
@@ -118,7 +118,7 @@ def _run_locally(pieces: list[_Piece], nj: int, done: Callable[[_Piece], None]) 
         while waiting or running:
             while waiting and len(running) < nj:
                 piece = waiting.pop()
-                process = context.Process(target=_run_logged, args=(piece, os.getpid()))
+                process = context.Process(target=_run_logged, args=(piece,))
                 process.start()
                 running[process.sentinel] = (process, piece)
             for sentinel in wait(list(running)):

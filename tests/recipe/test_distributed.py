@@ -82,7 +82,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
@@ -197,10 +197,10 @@ def test_the_processes_end_with_the_one_that_started_them(tmp_path):
     wait_until(lambda: len(run.workers()) == 2)
     workers = run.workers()
     time.sleep(2)  # until torch has asked the system to be told of the parent's death
-    assert all(map(_alive, workers))
+    assert all(map(alive, workers))
     run.process.kill()
     run.process.join()
-    wait_until(lambda: not any(map(_alive, workers)))
+    wait_until(lambda: not any(map(alive, workers)))
 
 
 @pytest.mark.parametrize(
