@@ -127,13 +127,13 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def speed_up_tasks() -> None:
-    """Let ESPnet's tasks, when this process imports them, multiply float32 matrices with the faster library."""
+    """Let this process, when it imports ESPnet's tasks, compute as `use_fast_arithmetic` lets it."""
 
     def after(abs_task: ModuleType) -> None:
-        from espnet_lmu.lmu.products import use_fast_products
+        from espnet_lmu.training.arithmetic import use_fast_arithmetic
 
         _register_optimizer(abs_task)
-        use_fast_products()
+        use_fast_arithmetic()
 
     _HOOKS["espnet2.tasks.abs_task"] = (None, after)
 

@@ -122,7 +122,7 @@ def _train(index: int, first_rank: int, environment: dict[str, str], on_gpus: bo
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     import torch
 
-    from espnet_lmu.lmu.products import use_fast_products
+    from espnet_lmu.training.arithmetic import use_fast_arithmetic
 
     # A spawned process would spawn its data loader's workers too: 13 s of imports before each epoch.
     torch.multiprocessing.set_start_method("fork", force=True)
@@ -134,7 +134,7 @@ def _train(index: int, first_rank: int, environment: dict[str, str], on_gpus: bo
         for name in ("LOCAL_RANK", "CUDA_VISIBLE_DEVICES"):
             os.environ.pop(name, None)
     ignore_espnets_warnings()
-    use_fast_products()
+    use_fast_arithmetic()
     sys.argv = ["asr_train", *arguments]  # ESPnet writes it into the log
     from espnet2.bin.asr_train import main as train
 
