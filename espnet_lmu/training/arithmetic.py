@@ -9,7 +9,7 @@ def use_fast_arithmetic() -> None:
     """Let this process flush denormal numbers to zero, and multiply float32 matrices with the faster library.
 
     The gradient of a unit that no frame activates any more (ReLU) is zero, so the optimizer's averages of it decay, by
-    1,700 steps into numbers below 1e-38, and rounding keeps them there. Muon's products then take five times as long,
+    1,700 steps into numbers below 1e-38, and rounding keeps them there. Muon's step then takes five to seven times as long,
     for one such channel of the input layer.
     """
     torch.set_flush_denormal(True)  # first: threads inherit it from the one that starts them
