@@ -127,7 +127,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def speed_up_tasks() -> None:
-    """Let this process, when it imports ESPnet's tasks, compute as `use_fast_arithmetic` lets it."""
+    """Call `use_fast_arithmetic` when this process imports ESPnet's tasks, which import torch."""
 
     def after(abs_task: ModuleType) -> None:
         from espnet_lmu.training.arithmetic import use_fast_arithmetic
