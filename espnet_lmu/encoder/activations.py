@@ -10,6 +10,7 @@ from torch import nn
 
 from espnet_lmu.encoder.attention import Attention
 from espnet_lmu.encoder.parameters import build_encoder, feature_size
+from espnet_lmu.encoder.subsampling import TooShortUttError
 from espnet_lmu.errors import UserError
 
 
@@ -49,7 +50,7 @@ def activation_bytes(config: Path, vocab_size: int, batch_size: int, frames: int
     a time. What operations take for a moment comes on top.
 
     Raises:
-        UserError: as `build_encoder`.
+        UserError: as `build_encoder`, or too few frames for the input layer.
     """
     encoder, settings = build_encoder(config, "cpu")
     encoder.train()
@@ -59,16 +60,31 @@ def activation_bytes(config: Path, vocab_size: int, batch_size: int, frames: int
     use_checkpointing, encoder.gradient_checkpointing = encoder.gradient_checkpointing, False
     encoder.chunks = ()  # of which training draws one
     output = nn.Linear(encoder.output_size(), vocab_size)
+    if encoder.interctc_use_conditioning:
+        encoder.conditioning_layer = nn.Linear(vocab_size, encoder.output_size())
     # All layers, their inputs, everything.
-    two, three = (
-        np.array(_count(encoder, output, torch.randn(count, frames, feature_size(settings)), mixed_precision))
-        for count in (2, 3)
-    )
+    try:
+        two, three = (
+            np.array(_count(encoder, output, torch.randn(count, frames, feature_size(settings)), mixed_precision))
+            for count in (2, 3)
+        )
+    except TooShortUttError as error:
+        raise UserError(f"--frames {frames}: the input layer needs {error.limit} at least") from None
     # What does not grow (weights in half precision) is there once.
     all_layers, inputs, everything = two + (batch_size - 2) * (three - two)
     if use_checkpointing:
         everything += inputs + all_layers / len(encoder.layers) - all_layers
     return float(everything)
+
+
+class _Ctc:
+    """What self-conditioned layers need of ESPnet's CTC module."""
+
+    def __init__(self, output: nn.Module):
+        self.output = output
+
+    def softmax(self, x: torch.Tensor) -> torch.Tensor:
+        return self.output(x).softmax(-1)
 
 
 def _count(
@@ -98,7 +114,11 @@ def _count(
     handles += [layer.register_forward_hook(leave) for layer in encoder.layers]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision):
-            scores = output(encoder(features, torch.full(features.shape[:1], features.shape[1]))[0])
+            outputs, *_ = encoder(features, torch.full(features.shape[:1], features.shape[1]), ctc=_Ctc(output))
+            if encoder.interctc_layer_idx:
+                last, intermediate = outputs
+                outputs = torch.cat([last, *(projected for _, projected in intermediate)])
+            scores = output(outputs)
         scores.float().log_softmax(-1)
     for handle in handles:
         handle.remove()

@@ -1,4 +1,4 @@
-"""`espnet-lmu export`: writes the files, each checked against PyTorch before any of them appears."""
+"""`espnet-lmu export`: writes the files. Those in float32 are checked against PyTorch before any of them appears."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from espnet_lmu.data.files import atomic_open, shorten
 from espnet_lmu.data.format import MEL_BINS, feature_settings, frame_geometry
 from espnet_lmu.decoding.greedy import GreedyDecoder
+from espnet_lmu.errors import UserError
 from espnet_lmu.export import sherpa
 from espnet_lmu.export.check import (
     HEADER,
@@ -38,10 +39,11 @@ from espnet_lmu.export.onnx_files import OnnxFile, quantize, require_onnx, write
 from espnet_lmu.export.streaming import ANY_CHUNK, StreamingGraph, Zipformer2Graph, check_streamable
 from espnet_lmu.export.torchscript import torchscript_file, write_torchscript
 from espnet_lmu.lmu.products import use_fast_products
-from espnet_lmu.recognition.model_files import open_model
+from espnet_lmu.recognition.model_files import file_digest, open_model
 from espnet_lmu.tokens import SPACE
 
 _WAVE_RATE = 16000  # sherpa-onnx brings a waveform that it gives to a model to this rate (Hz)
+_RECORD = "export.json"  # beside the files: which model they are of, and their names
 
 
 def _write_tokens(path: Path, tokens: list[str]) -> None:
@@ -289,6 +291,28 @@ def _print_comparison(exporter: Exporter, candidates: list[Candidate], directory
         print(f"\n{note}")
 
 
+def _move(folder: Path, output: Path, weights: Path) -> list[str]:
+    """Move the files of a model into `output`, where those of an earlier model are deleted; returns their names."""
+    names = sorted(path.name for path in folder.iterdir())
+    model = file_digest(weights)
+    try:
+        record = json.loads((output / _RECORD).read_text(encoding="utf-8"))
+        before, known = record["model"], set(record["files"])
+    except FileNotFoundError:
+        before, known = model, set()
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{output / _RECORD}: not what an export writes; give another --output") from None
+    if before != model:
+        for name in sorted(known):
+            (output / Path(name).name).unlink(missing_ok=True)
+        known = set()
+    with atomic_open(output / _RECORD) as file:
+        json.dump({"model": model, "files": sorted(known.union(names))}, file, indent=1)
+    for name in names:
+        os.replace(folder / name, output / name)
+    return names
+
+
 def export_model(
     model: str, output: Path, file_format: str, int8: bool, streaming: bool, chunk: int | None, check: Path | None
 ) -> None:
@@ -329,9 +353,7 @@ def export_model(
             _write_tokens(folder / "tokens.txt", decoder.converter.token_list)
             if check is not None:
                 _print_comparison(exporter, candidates, check, files.model_file)
-            names = sorted(path.name for path in folder.iterdir())
-            for name in names:
-                os.replace(folder / name, output / name)
+            names = _move(folder, output, files.model_file)
     except BaseException:
         if created and output.is_dir() and not any(output.iterdir()):
             output.rmdir()

@@ -9,6 +9,7 @@ B: batch, n: hidden size + memory size.
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 FRAMES = 64  # of a graph
+SEQUENCES = 8  # a graph's batch is a multiple of, so that batches of many sizes share a few graphs
 
 Run = Callable[[], None]
 Capture = Callable[[Run, torch.device], Run]
@@ -23,23 +25,27 @@ Capture = Callable[[Run, torch.device], Run]
 
 def capture(run: Run, device: torch.device) -> Run:
     """Capture the GPU work of `run`; returns what does that work again."""
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        run()  # what the first call sets up, such as cuBLAS's workspace, cannot be captured
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads, such as the one that pins batches of a data loader, go on with what a capture forbids.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        run()
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            run()  # what the first call sets up, such as cuBLAS's workspace, cannot be captured
+        torch.cuda.current_stream(device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Without a stream, torch would capture on one that it keeps for all devices, perhaps of another one. Other
+        # threads, such as the one that pins batches of a data loader, go on with what a capture forbids.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            run()
     return graph.replay
 
 
 class ForwardFrames:
     """z[t] = [tanh(p); q], [p; q] = drive[t] + z[t-1] transition, `FRAMES` frames at a time.
 
+    With fewer sequences than the graph has, what is computed of the others means nothing.
+
     Args:
-        batch, size, hidden_size: B, n and the hidden size.
+        batch, size, hidden_size: the greatest B, n and the hidden size.
         like: a tensor of the device and type to work in.
         capture: makes one launch of many.
     """
@@ -55,15 +61,18 @@ class ForwardFrames:
                 hidden[t].tanh_()
 
         self.replay = capture(run, like.device)
+        self.lock = threading.Lock()  # the buffers serve one thread at a time
 
     def __call__(self, states: Tensor, transition: Tensor) -> None:
         """Fill states (T+1, B, n) in place: row 0 holds the initial state, row t + 1 the drive of frame t."""
-        self.transition.copy_(transition)
-        for start in range(0, len(states) - 1, FRAMES):
-            rows = states[start : start + FRAMES + 1]
-            self.states[: len(rows)].copy_(rows)
-            self.replay()
-            rows[1:].copy_(self.states[1 : len(rows)])
+        batch = states.shape[1]
+        with self.lock:
+            self.transition.copy_(transition)
+            for start in range(0, len(states) - 1, FRAMES):
+                rows = states[start : start + FRAMES + 1]
+                self.states[: len(rows), :batch].copy_(rows)
+                self.replay()
+                rows[1:].copy_(self.states[1 : len(rows), :batch])
 
 
 class BackwardFrames:
@@ -82,22 +91,25 @@ class BackwardFrames:
                 hidden[t].mul_(slope[t])
 
         self.replay = capture(run, like.device)
+        self.lock = threading.Lock()
 
     def __call__(self, grads: Tensor, slopes: Tensor, transition: Tensor) -> None:
         """Turn grads (T, B, n), the outer gradient of z[t], in place into the gradient of [p; q] of each frame.
 
         slopes (T, B, H): the derivative of tanh.
         """
-        self.transition.copy_(transition)
-        self.grads[-1].zero_()  # nothing comes after the last frame
-        for end in range(len(grads), 0, -FRAMES):
-            rows = grads[max(0, end - FRAMES) : end]
-            if end < len(grads):
-                self.grads[-1].copy_(grads[end])
-            self.grads[-1 - len(rows) : -1].copy_(rows)
-            self.slopes[-len(rows) :].copy_(slopes[end - len(rows) : end])
-            self.replay()
-            rows.copy_(self.grads[-1 - len(rows) : -1])
+        batch = grads.shape[1]
+        with self.lock:
+            self.transition.copy_(transition)
+            self.grads[-1].zero_()  # nothing comes after the last frame
+            for end in range(len(grads), 0, -FRAMES):
+                rows = grads[max(0, end - FRAMES) : end]
+                if end < len(grads):
+                    self.grads[-1, :batch].copy_(grads[end])
+                self.grads[-1 - len(rows) : -1, :batch].copy_(rows)
+                self.slopes[-len(rows) :, :batch].copy_(slopes[end - len(rows) : end])
+                self.replay()
+                rows.copy_(self.grads[-1 - len(rows) : -1, :batch])
 
 
 @functools.lru_cache(maxsize=32)
@@ -118,4 +130,5 @@ def captured(kind: type, rows: Tensor, hidden_size: int):
     """The captured loop of `kind` for rows (T, B, n), or None if there is none or the loop is itself being captured."""
     if rows.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return None
-    return _captured(kind, rows.shape[1], rows.shape[2], hidden_size, rows.device, rows.dtype)
+    batch = -(-rows.shape[1] // SEQUENCES) * SEQUENCES
+    return _captured(kind, batch, rows.shape[2], hidden_size, rows.device, rows.dtype)

@@ -44,10 +44,15 @@ class MemoryOperators:
     def _keep(self, name: str, size: int, like: Tensor, make) -> Tensor:
         """The operator as `like`'s type and device; made in A's own type, outside inference mode and autocast."""
         key = (name, size, like.dtype, like.device)
-        if key not in self._kept:
-            with torch.inference_mode(False), torch.autocast(self.A.device.type, enabled=False):
-                self._kept[key] = make().to(like.device, like.dtype)
-        return self._kept[key]
+        if key in self._kept:
+            return self._kept[key]
+        with torch.inference_mode(False), torch.autocast(self.A.device.type, enabled=False):
+            return self._kept_if_real(key, make().to(like.device, like.dtype))
+
+    def _kept_if_real(self, key: tuple, operator: Tensor) -> Tensor:
+        if type(operator) is Tensor:  # while torch.export traces, it has no numbers
+            self._kept[key] = operator
+        return operator
 
     def matrices(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """A (d, d) and B (d, 1)."""
@@ -74,10 +79,10 @@ class MemoryOperators:
     def spectrum(self, length: int, like: Tensor) -> Tensor:
         """The Fourier transform of the impulse response's first length / 2 frames, complex (d, length / 2 + 1)."""
         key = ("spectrum", length, like.dtype, like.device)
-        if key not in self._kept:
-            with torch.inference_mode(False):
-                self._kept[key] = torch.fft.rfft(self.impulse(length // 2, like).T, length)
-        return self._kept[key]
+        if key in self._kept:
+            return self._kept[key]
+        with torch.inference_mode(False):
+            return self._kept_if_real(key, torch.fft.rfft(self.impulse(length // 2, like).T, length))
 
     def chunk(self, size: int, like: Tensor) -> Tensor:
         """The operator of one chunk, (L + d, L, d): memory[j] = sum_i [inputs, entry state][i] operator[i, j]."""

@@ -2,15 +2,17 @@
 
 ESPnet's trainer writes `checkpoint.pth`, then `{N}epoch.pth`, straight onto their final names. Here each file is
 written under a temporary name and renamed, and `repair` rebuilds an epoch file that a kill between the two kept
-from being written.
+from being written. `claim` keeps a second training out of the experiment meanwhile.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 from types import ModuleType
 
+from espnet_lmu.data.files import read_yaml
 from espnet_lmu.errors import UserError
 
 
@@ -55,6 +57,25 @@ def write_checkpoints_atomically(module: ModuleType) -> None:
         module.torch = _TorchWithAtomicSave(module.torch)
 
 
+def claim(directory: Path) -> None:
+    """Keep other trainings out of an experiment until this process, and what it forks, has ended.
+
+    Raises:
+        UserError: another training is in it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    file = os.open(directory / ".training.lock", os.O_CREAT | os.O_RDWR, 0o666)  # closed, so unlocked, by the end
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"{directory}: a training of this experiment is running; wait for its end, or give --asr_tag NAME for "
+            "another experiment"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+
+
 def _link(directory: Path, name: str, target: str) -> bool:
     """Point the symbolic link `name` at `target`; tell whether that changed anything."""
     link = directory / name
@@ -66,16 +87,18 @@ def _link(directory: Path, name: str, target: str) -> bool:
     return True
 
 
+def read_config(directory: Path) -> dict | None:
+    """The experiment's `config.yaml`; None if a full disk or a kill has cut it, for ESPnet writes it at each start."""
+    try:
+        return read_yaml(directory / "config.yaml") or None
+    except UserError:
+        return None
+
+
 def _best_epochs(directory: Path, stats: dict) -> dict[str, int]:
     """Link name -> best epoch, for each of the experiment's `best_model_criterion`."""
-    import yaml
-
-    config = directory / "config.yaml"
-    criteria = (
-        yaml.safe_load(config.read_text(encoding="utf-8")).get("best_model_criterion", []) if config.exists() else []
-    )
     best = {}
-    for phase, key, mode in criteria:
+    for phase, key, mode in (read_config(directory) or {}).get("best_model_criterion", []):
         values = {epoch: stat[phase][key] for epoch, stat in stats.items() if key in stat.get(phase, {})}
         if values:
             best[f"{phase}.{key}.best.pth"] = (min if mode == "min" else max)(values, key=values.__getitem__)

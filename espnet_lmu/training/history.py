@@ -76,6 +76,7 @@ def _finite(value) -> float | None:
 def _count_parameters(optimizers: list[dict]) -> int | None:
     # The weights themselves are stored beside buffers, which only the model could tell from them; optimizers keep
     # averages of the gradients of parameters, in their shape.
-    averages = [own.values() for optimizer in optimizers for own in optimizer["state"].values()]
+    states = [state for optimizer in optimizers for state in optimizer["state"].values()]
+    averages = [[value for name, value in state.items() if name != "step"] for state in states]
     sizes = [max((value.numel() for value in own if hasattr(value, "numel")), default=0) for own in averages]
-    return sum(sizes) if sizes and min(sizes) > 1 else None
+    return sum(sizes) if sizes and min(sizes) > 0 else None

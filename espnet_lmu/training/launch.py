@@ -24,6 +24,7 @@ from espnet_lmu.data.features import check_features, read_features, write_featur
 from espnet_lmu.data.files import command_line
 from espnet_lmu.errors import UserError
 from espnet_lmu.hook import ignore_espnets_warnings, import_asr_train
+from espnet_lmu.training.checkpoint import claim
 from espnet_lmu.training.pretrained import check_pretrained
 
 
@@ -76,6 +77,12 @@ def _launches(num_nodes: int) -> tuple[int, int, str, int]:
     return launches, launch, address, port
 
 
+def _output_dir(arguments: list[str]) -> Path | None:
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    parser.add_argument("--output_dir", type=Path)
+    return parser.parse_known_args(arguments)[0].output_dir
+
+
 def _record_features(arguments: list[str]) -> None:
     """Write down, in a new experiment, how the features that it is trained on were computed.
 
@@ -83,13 +90,13 @@ def _record_features(arguments: list[str]) -> None:
         UserError: the experiment has begun with others, or the statistics or a pretrained model are of others.
     """
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
-    parser.add_argument("--output_dir", type=Path)
     parser.add_argument("--valid_data_path_and_name_and_type", action="append")  # stays one directory with num_splits
     parser.add_argument("--valid_shape_file", type=Path, action="append")
     known, _ = parser.parse_known_args(arguments)
-    if None in vars(known).values():
+    experiment = _output_dir(arguments)
+    if experiment is None or None in vars(known).values():
         return  # asr_train will say so
-    experiment, data_dir = known.output_dir, Path(known.valid_data_path_and_name_and_type[0]).parent
+    data_dir = Path(known.valid_data_path_and_name_and_type[0]).parent
     statistics = known.valid_shape_file[0].parents[1]
     features = read_features(data_dir)
     check_features(str(statistics), read_features(statistics), features, str(data_dir))
@@ -194,6 +201,8 @@ def main() -> None:
             "--ngpu 0 it trains on the CPU"
         )
     if launch == 0:
+        if experiment := _output_dir(arguments):
+            claim(experiment)
         _record_features(arguments)
     if not on_gpus:
         import_asr_train()  # once: the processes are forks, which CUDA does not survive

@@ -1,24 +1,28 @@
 """Make an experiment safe to resume: ``python -m espnet_lmu.training.resume EXPDIR [ARGUMENT OF asr_train ...]``.
 
-It mends what a kill left behind, and with arguments refuses those of another model: ESPnet would write its settings
-over those of the trained one, which then can no longer be decoded. Nothing is done to a new experiment.
+It mends what a kill left behind, and with arguments refuses those of another model or optimizer. ESPnet would write
+their settings over those of the trained one, which then can no longer be decoded, or has not been trained with what is
+written there. Nothing is done to a new experiment.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 from pathlib import Path
 from typing import Any
 
-from espnet_lmu.data.files import command_line, read_yaml, shorten
+from espnet_lmu.data.files import command_line, shorten
 from espnet_lmu.errors import UserError
-from espnet_lmu.training.checkpoint import repair
+from espnet_lmu.training.checkpoint import claim, read_config, repair
 
-# What weights belong to. Other settings may change: number of epochs, batches, augmentation.
-_OF_THE_MODEL = ("input_size", "frontend_conf", "normalize", "encoder", "encoder_conf", "decoder", "decoder_conf")
-_OF_THE_MODEL += ("model_conf", "token_list", "init_param")
+# What weights belong to, and what goes on as the checkpoint holds it, whatever is given. Other settings may change:
+# number of epochs, batches, augmentation.
+_FIXED = ("input_size", "frontend_conf", "normalize", "encoder", "encoder_conf", "decoder", "decoder_conf")
+_FIXED += ("model_conf", "token_list", "init_param")
+_FIXED += ("optim", "optim_conf", "exclude_weight_decay", "exclude_weight_decay_conf", "scheduler", "scheduler_conf")
 
 
 def _difference(name: str, trained: Any, given: Any) -> str:
@@ -31,11 +35,15 @@ def _difference(name: str, trained: Any, given: Any) -> str:
     return f"{name} {trained}, not {given}"
 
 
+def _greatest(number: float | list[int]) -> float:
+    return max(number, default=1) if isinstance(number, list) else number
+
+
 def check_settings(directory: Path, arguments: list[str]) -> None:
     """Check that `arguments` of asr_train go on with the model of the experiment.
 
     Raises:
-        UserError: they are of another one.
+        UserError: they are of another one, or of another optimizer, or need weights that were not kept.
     """
     from espnet_lmu.hook import check_arguments, import_asr_train
 
@@ -49,16 +57,22 @@ def check_settings(directory: Path, arguments: list[str]) -> None:
         given["frontend_conf"] = {}  # as ESPnet then writes it
     if isinstance(given["token_list"], str):
         given["token_list"] = Path(given["token_list"]).read_text(encoding="utf-8").splitlines()
-    trained = read_yaml(directory / "config.yaml")
-    for name in _OF_THE_MODEL:
+    trained = read_config(directory) or {}
+    for name in _FIXED:
         if name in trained and trained[name] != given[name]:
             difference = _difference(name, trained[name], given[name])
             raise UserError(
                 f"{directory}: it was trained with {difference}; give --asr_tag NAME for another experiment"
             )
-    epoch = re.match(r"(\d+)epoch\.pth", os.readlink(directory / "latest.pth"))
-    if epoch and int(epoch[1]) >= given["max_epoch"]:
-        print(f"{directory}: trained already, for {epoch[1]} of {given['max_epoch']} epochs")
+    epochs = int(re.match(r"(\d+)epoch\.pth", os.readlink(directory / "latest.pth"))[1])
+    keep, kept = (_greatest(settings.get("keep_nbest_models", math.inf)) for settings in (given, trained))
+    if keep > kept and epochs > kept:
+        raise UserError(
+            f"{directory}: it has kept the weights of its {kept} best epochs, so it cannot end with the {keep} best; "
+            f"set keep_nbest_models: {kept}, or give --asr_tag NAME for another experiment"
+        )
+    if epochs >= given["max_epoch"]:
+        print(f"{directory}: trained already, for {epochs} of {given['max_epoch']} epochs")
 
 
 def main() -> None:
@@ -70,6 +84,9 @@ def main() -> None:
     )
     parser.add_argument("directory", type=Path, help="experiment folder (--output_dir of asr_train)")
     args, arguments = parser.parse_known_args()
+    if not args.directory.exists():
+        return
+    claim(args.directory)
     for line in repair(args.directory):
         print(line)
     if arguments and (args.directory / "checkpoint.pth").exists():

@@ -11,6 +11,7 @@ from espnet_lmu.data.features import write_features
 from espnet_lmu.data.format import feature_settings
 from espnet_lmu.errors import UserError
 from espnet_lmu.export import check
+from espnet_lmu.export.export import _move
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -34,9 +35,34 @@ def test_streaming_and_torchscript(causal_model, data_dir, table, tmp_path, caps
     assert table(capsys.readouterr().out)["streaming.pt"][-1] == "0 of 4"
     assert main([*arguments, str(tmp_path / "script"), "--format", "torchscript"]) == 0
     assert table(capsys.readouterr().out)["model.pt"][-1] == "0 of 4"
-    assert set(os.listdir(tmp_path / "script")) == {"streaming.pt", "model.pt", "tokens.txt"}
+    assert set(os.listdir(tmp_path / "script")) == {"streaming.pt", "model.pt", "tokens.txt", "export.json"}
     log_probs, frames = torch.jit.load(tmp_path / "script" / "model.pt")(torch.randn(1, 203, 80), torch.tensor([203]))
     assert log_probs.shape[1] == frames.item() == 51
+
+
+def test_files_of_another_model_do_not_stay(tmp_path):
+    output, weights = tmp_path / "out", tmp_path / "model.pth"
+    output.mkdir()
+
+    def export(model: str, *names: str) -> set[str]:
+        weights.write_text(model)
+        made = tmp_path / "made"
+        made.mkdir()
+        for name in names:
+            (made / name).write_text(model)
+        assert _move(made, output, weights) == sorted(names)
+        made.rmdir()
+        return {path.name for path in output.iterdir() if path.read_text() == model}
+
+    (output / "notes.txt").write_text("of the user")
+    onnx = {"model.onnx", "model.int8.onnx", "tokens.txt"}
+    assert export("one", *onnx) == onnx
+    assert export("one", "model.pt", "tokens.txt") == {*onnx, "model.pt"}
+    assert export("two", "model.onnx", "tokens.txt") == {"model.onnx", "tokens.txt"}
+    assert set(os.listdir(output)) == {"model.onnx", "tokens.txt", "notes.txt", "export.json"}
+    (output / "export.json").write_text("{}")
+    with pytest.raises(UserError, match="export.json: not what an export writes; give another --output"):
+        export("two", "model.pt")
 
 
 def test_errors_are_one_line_and_leave_nothing(whole_model, causal_model, data_dir, tmp_path, capsys, monkeypatch):

@@ -1,10 +1,11 @@
 """The original LMU's loops in pieces of many frames; on a GPU, as CUDA graphs."""
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from lmu_agreement import assert_all_agree, outputs_and_gradients, randomise
+from lmu_agreement import assert_agree, assert_all_agree, outputs_and_gradients, randomise
 
 from espnet_lmu.lmu import LMU, cuda_graph, original
 from espnet_lmu.lmu.naive import naive_lmu
@@ -28,13 +29,16 @@ def make_inputs(frames: int, device: str, dtype: torch.dtype) -> dict[str, torch
 @pytest.mark.parametrize("frames", [1, FRAMES - 1, FRAMES, FRAMES + 1, 2 * FRAMES + 5])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_pieces_agree_with_the_step_loop(device, frames, dtype, monkeypatch):
-    """On a CPU nothing is captured, but frames go through the graphs' buffers all the same, twice."""
+    """On a CPU nothing is captured, but frames go through the graphs' buffers all the same, twice.
+
+    These have room for more sequences.
+    """
     if device == "cpu":
         loops = {}
 
         def uncaptured(kind, rows, hidden_size):
             if kind not in loops:
-                loops[kind] = kind(*rows.shape[1:], hidden_size, rows, capture=lambda run, device: run)
+                loops[kind] = kind(8, rows.shape[2], hidden_size, rows, capture=lambda run, device: run)
             return loops[kind]
 
         monkeypatch.setattr(original, "captured", uncaptured)
@@ -44,6 +48,23 @@ def test_pieces_agree_with_the_step_loop(device, frames, dtype, monkeypatch):
     for _ in range(2):
         actual = outputs_and_gradients(lambda: fused_lmu(**inputs, lengths=lengths), inputs)
         assert_all_agree(actual, expected)
+
+
+def test_threads_do_not_share_the_buffers_at_a_time():
+    drives = torch.randn(2, 3 * FRAMES + 1, 4, 6)
+    transitions = torch.randn(2, 6, 6) / 6
+    loop = cuda_graph.ForwardFrames(4, 6, 3, drives, capture=lambda run, device: run)
+    expected = drives.clone()
+    for states, transition in zip(expected, transitions, strict=True):
+        loop(states, transition)
+
+    def run(number: int) -> bool:
+        states = drives[number % 2].clone()
+        loop(states, transitions[number % 2])
+        return torch.equal(states, expected[number % 2])
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(run, range(10)))
 
 
 def test_buffers_made_in_inference_mode_serve_training(monkeypatch):
@@ -66,8 +87,11 @@ def test_graphs_are_used_and_kept():
     cuda_graph._captured.cache_clear()
     for _ in range(3):
         outputs_and_gradients(lambda: fused_lmu(**inputs), inputs)
+    fewer = {**inputs, **{name: inputs[name][:2] for name in ("x", "h", "m")}}
+    with torch.no_grad():
+        assert_agree(fused_lmu(**fewer)[0], naive_lmu(**fewer)[0])
     information = cuda_graph._captured.cache_info()
-    assert information.misses == 2 and information.hits == 4
+    assert information.misses == 2 and information.hits == 5
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -245,6 +245,14 @@ def test_operators_made_in_inference_mode_can_be_trained_with():
         layer(torch.randn(1, 9, 2))[0].sum().backward()
 
 
+def test_a_layer_can_be_traced_by_torch_export_before_others_run():
+    """Operators are shared by all layers of a system, also what is made first while there are no numbers."""
+    layer = ParallelLMU(2, 3, 7, theta=32.25, route="fft")
+    x = torch.randn(1, 9, 2)
+    exported = torch.export.export(layer, (x,), strict=False).module()
+    assert_agree(exported(x)[0], layer(x)[0])
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

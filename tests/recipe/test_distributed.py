@@ -174,11 +174,19 @@ def _check_what_may_change(experiment: Path, arguments: list[str], epochs: int, 
         (["--encoder_conf", "bidirectional=true"], "encoder_conf bidirectional None, not True"),
         (["--token_list", str(tokens)], "other tokens"),
         (["--init_param", "a.pth"], "init_param [], not ['a.pth']"),
+        (["--optim_conf", "lr=0.5"], f"optim_conf lr {LEARNING_RATE}, not 0.5"),
+        (["--scheduler", "warmuplr"], "scheduler None, not warmuplr"),
     ):
         with pytest.raises(UserError) as error:
             check_settings(experiment, [*arguments, *other])
         remedy = "give --asr_tag NAME for another experiment"
         assert str(error.value) == f"{experiment}: it was trained with {message}; {remedy}"
+    config = experiment / "config.yaml"
+    config.write_text(config.read_text().replace("keep_nbest_models: 10000", "keep_nbest_models: 1"))
+    with pytest.raises(UserError, match="its 1 best epochs, so it cannot end with the 10000 best; set keep_nbest"):
+        check_settings(experiment, arguments)
+    config.write_text("encoder: lmu\nencoder_conf: {")  # cut by a full disk; written anew by ESPnet
+    check_settings(experiment, [*arguments, "--max_epoch", str(epochs + 1)])
     with pytest.raises(UserError, match="asr_train: unrecognized arguments: --max_epochh 3; correct"):
         check_settings(experiment, [*arguments, "--max_epochh", "3"])
 

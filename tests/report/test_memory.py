@@ -44,6 +44,16 @@ def test_checkpointing_keeps_one_layer_and_the_inputs_of_all(config):
     assert full / 3 < kept < full / 3 + inputs + 4 * 4 * 500 * (80 + 4 * 32 + 3 * 29)
 
 
+def test_intermediate_ctc_keeps_its_own_scores(config):
+    plain = activation_bytes(config(), 29, 4, 500, False)
+    outputs_and_scores = 4 * 500 * (32 + 29) * 4
+    path = config(interctc_layer_idx="[1, 2]")
+    assert activation_bytes(path, 29, 4, 500, False) == plain + 2 * outputs_and_scores
+    path = config(interctc_layer_idx="[1, 2]", interctc_use_conditioning="true")
+    # the posteriors, which softmax and the linear layer after it keep once
+    assert activation_bytes(path, 29, 4, 500, False) >= plain + 2 * (outputs_and_scores + 4 * 500 * 29 * 4)
+
+
 def test_params_tells_the_memory_of_a_batch(config, capsys):
     path = str(config())
     assert main(["params", path, "--batch_size", "4", "--frames", "500", "--json"]) == 0
@@ -55,3 +65,6 @@ def test_params_tells_the_memory_of_a_batch(config, capsys):
     assert "a batch of 4 x 500 frames, mixed precision: 0.0" in capsys.readouterr().out
     assert main(["params", path, "--batch_size", "0"]) == 1
     assert capsys.readouterr().err == "error: --batch_size 0: give at least 1\n"
+    path = str(config(input_layer="conv2d"))
+    assert main(["params", path, "--batch_size", "2", "--frames", "5"]) == 1
+    assert capsys.readouterr().err == "error: --frames 5: the input layer needs 7 at least\n"

@@ -64,6 +64,28 @@ def test_unfinished_files_are_removed(experiment):
     assert not list(experiment.glob(".*"))
 
 
+@pytest.mark.parametrize("content", ["", "best_model_criterion:\n- - valid\n  - {"])
+def test_a_cut_configuration_does_not_matter(experiment, content):
+    (experiment / "config.yaml").write_text(content)
+    (experiment / "3epoch.pth").unlink()
+    assert len(repair(experiment)) == 1
+
+
+def test_a_second_training_is_kept_out(experiment):
+    hold = f"import time; from espnet_lmu.training.checkpoint import *; claim(Path({str(experiment)!r}))\n"
+    hold += "print('claimed', flush=True); time.sleep(100)"
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as training:
+        assert training.stdout.readline() == "claimed\n"
+        temporary = experiment / ".checkpoint.pth.1.tmp"
+        temporary.touch()
+        command = [sys.executable, "-m", "espnet_lmu.training.resume", str(experiment)]
+        second = subprocess.run(command, capture_output=True, text=True)
+        assert second.returncode == 1 and second.stderr.startswith(f"error: {experiment}: a training of this exp")
+        assert temporary.exists()
+        training.kill()
+    assert subprocess.run(command).returncode == 0 and not temporary.exists()
+
+
 def test_a_truncated_checkpoint_is_named(experiment):
     checkpoint = experiment / "checkpoint.pth"
     checkpoint.write_bytes(checkpoint.read_bytes()[:100])
