@@ -154,6 +154,7 @@ class LMUEncoder(AbsEncoder):
         if memory_d != 1 and lmu_type != "parallel":
             raise ValueError(f"memory_d {memory_d} needs lmu_type parallel; not {lmu_type}")
         counts = {"output_size": output_size, "num_blocks": num_blocks, "attention_heads": attention_heads}
+        counts |= {"memory_d": memory_d}
         counts |= {"input_channels": input_channels} if input_channels is not None else {}
         counts |= {"block_size": block_size} if block_size is not None else {}
         for name, count in counts.items():
@@ -163,15 +164,21 @@ class LMUEncoder(AbsEncoder):
             raise ValueError(f"linear_units {linear_units!r} must be a whole number, 0 for no feed-forward module")
         if gated_linear_units and not linear_units:
             raise ValueError("gated_linear_units: there are none; set linear_units")
-        if not 0 <= attention_dropout_rate <= 1:
-            raise ValueError(f"attention_dropout_rate {attention_dropout_rate!r} must be between 0 and 1")
+        rates = {"dropout_rate": dropout_rate, "attention_dropout_rate": attention_dropout_rate}
+        for name, rate in rates.items():
+            if not isinstance(rate, (int, float)) or not 0 <= rate <= 1:  # YAML 1.1 reads 1e-1 as text
+                raise ValueError(f"{name} {rate!r} must be a number between 0 and 1, such as 0.1")
         if interctc_use_conditioning and not interctc_layer_idx:
             raise ValueError("interctc_use_conditioning needs interctc_layer_idx")
         if bidirectional and output_size % 2:
             raise ValueError(f"output_size {output_size} must be even for a bidirectional encoder")
+        if not isinstance(interctc_layer_idx, Sequence) or isinstance(interctc_layer_idx, str):
+            raise ValueError(f"interctc_layer_idx {interctc_layer_idx!r} must be a list of layers, such as [2]")
         for index in interctc_layer_idx:
-            if not 0 < index < num_blocks:
-                raise ValueError(f"interctc_layer_idx {index} must be between 1 and num_blocks - 1 = {num_blocks - 1}")
+            if not isinstance(index, int) or not 0 < index < num_blocks:
+                raise ValueError(
+                    f"interctc_layer_idx {index!r} must be a whole number between 1 and num_blocks - 1 = {num_blocks - 1}"
+                )
 
         def build_lmu() -> nn.Module:
             options = {"discretizer": discretizer}
@@ -191,6 +198,8 @@ class LMUEncoder(AbsEncoder):
         attention_options = (output_size, attention_heads, attention_dropout_rate)
         chunks: tuple[int, ...] = ()
         if attention_context is not None:
+            if not use_attention:
+                raise ValueError("attention_context: there is none with use_attention: false; leave it out")
             left, chunks = _left_and_chunks(attention_context)
             attention_context = (left, max(chunks))
 
@@ -263,11 +272,14 @@ class LMUEncoder(AbsEncoder):
 
         Raises:
             TooShortUttError: a sequence is too short for the input layer (when streaming, it has no output).
-            ValueError: a memory is given, but the encoder has no cross-attention, or the encoder cannot stream.
+            ValueError: a memory is given, but the encoder has no cross-attention; no CTC module is given, but the
+                encoder is conditioned on it; or the encoder cannot stream.
         """
         if infer_mode:
             out, state = stream(self, xs_pad, prev_states, is_final, ctc)
             return out, ilens.new_full(ilens.shape, out.size(1)), state
+        if self.interctc_use_conditioning and ctc is None:
+            raise ValueError("interctc_use_conditioning: true needs the CTC layer (ctc)")
         if memory is not None and not self.use_cross_attention:
             raise ValueError("this task gives the encoder a memory to attend to: set use_cross_attention: true")
         # Half an hour in pieces takes a fifth less time than at once, and a quarter of the memory.

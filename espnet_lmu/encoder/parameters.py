@@ -49,11 +49,15 @@ def build_encoder(config: Path, device: str | torch.device = "meta") -> tuple[nn
         if not isinstance(settings.get(section) or {}, dict):
             raise UserError(f"{config}: {section}: expected lines of NAME: VALUE")
 
+    features = feature_size(settings)
+    if not isinstance(features, int) or features < 1:
+        raise UserError(f"{config}: input_size or n_mels {features!r}: expected a whole number of at least 1")
+
     from espnet_lmu.encoder.lmu_encoder import LMUEncoder
 
     try:
         with torch.device(device):
-            return LMUEncoder(feature_size(settings), **(settings.get("encoder_conf") or {})), settings
+            return LMUEncoder(features, **(settings.get("encoder_conf") or {})), settings
     except (TypeError, ValueError) as error:
         message = str(error).replace("LMUEncoder.__init__() ", "").replace("keyword argument", "option")
         raise UserError(f"{config}: encoder_conf: {' '.join(message.split())}") from None

@@ -141,7 +141,8 @@ def _train(index: int, first_rank: int, environment: dict[str, str], on_gpus: bo
         for name in ("LOCAL_RANK", "CUDA_VISIBLE_DEVICES"):
             os.environ.pop(name, None)
     ignore_espnets_warnings()
-    use_fast_arithmetic()
+    if not on_gpus:
+        use_fast_arithmetic()
     sys.argv = ["asr_train", *arguments]  # ESPnet writes it into the log
     from espnet2.bin.asr_train import main as train
 

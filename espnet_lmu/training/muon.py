@@ -69,6 +69,10 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.1,
     ):
+        numbers = {"lr": lr, "momentum": momentum, "eps": eps, "weight_decay": weight_decay}
+        for name, value in (*numbers.items(), *(("betas", beta) for beta in betas)):
+            if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+                raise ValueError(f"optim_conf: {name} {value!r} is text; write a number such as 0.001 or 1.0e-3")
         for name, value in (("momentum", momentum), ("betas", min(betas)), ("betas", max(betas))):
             if not 0 <= value < 1:
                 raise ValueError(f"optim_conf: {name} must be at least 0 and below 1, not {value}")

@@ -247,10 +247,15 @@ def test_attention_depends_on_relative_positions_only():
         ({"linear_units": -3}, "linear_units -3"),
         ({"gated_linear_units": True}, "gated_linear_units: there are none; set linear_units"),
         ({"attention_context": 64}, r"attention_context 64: give \[left, chunk\]"),
-        ({"attention_context": [-5, 2], "use_attention": False}, r"attention_context \[-5, 2\]"),
+        ({"attention_context": [-5, 2]}, r"attention_context \[-5, 2\]"),
+        ({"attention_context": [5, 2], "use_attention": False}, "attention_context: there is none with use_attention"),
         ({"attention_context": [4, 8.5]}, r"attention_context \[4, 8.5\]: .* whole numbers"),
         ({"block_size": -3}, "block_size -3 must be a whole number"),
         ({"attention_dropout_rate": 1.5}, "attention_dropout_rate 1.5"),
+        ({"dropout_rate": "1e-1"}, "dropout_rate '1e-1' must be a number between 0 and 1, such as 0.1"),
+        ({"memory_d": 2.0, "lmu_type": "parallel"}, "memory_d 2.0 must be a whole number"),
+        ({"interctc_layer_idx": 1}, r"interctc_layer_idx 1 must be a list of layers, such as \[2\]"),
+        ({"interctc_layer_idx": ["1"]}, "interctc_layer_idx '1' must be a whole number"),
         ({"interctc_use_conditioning": True}, "needs interctc_layer_idx"),
         ({"theta": [8.0, 16.0]}, "theta"),
         ({"attention_heads": 3}, "attention_heads"),
@@ -263,6 +268,12 @@ def test_attention_depends_on_relative_positions_only():
 def test_impossible_options(options, message):
     with pytest.raises(ValueError, match=message):
         make_encoder(**options)
+
+
+def test_conditioning_needs_the_ctc_module():
+    encoder = make_encoder(interctc_layer_idx=[1], interctc_use_conditioning=True)
+    with pytest.raises(ValueError, match=r"needs the CTC layer \(ctc\)"):
+        encoder(torch.randn(1, 9, 20), torch.tensor([9]))
 
 
 def test_weights_of_another_model_are_refused():
@@ -360,6 +371,7 @@ def test_params_counts_what_it_builds(tmp_path, capsys, options):
         ("encoder: lmu\nencoder_conf: {lmu_type: serial}\n", "lmu_type 'serial' is unknown"),
         ("encoder: lmu\nencoder_conf: [512]\n", "encoder_conf: expected lines"),
         ("encoder: lmu\nfrontend_conf: 16k\n", "frontend_conf: expected lines"),
+        ("encoder: lmu\nfrontend_conf: {n_mels: null}\n", "input_size or n_mels None: expected a whole number"),
     ],
 )
 def test_params_names_the_wrong_file(text, message, tmp_path, capsys):
