@@ -177,7 +177,8 @@ class LMUEncoder(AbsEncoder):
         for index in interctc_layer_idx:
             if not isinstance(index, int) or not 0 < index < num_blocks:
                 raise ValueError(
-                    f"interctc_layer_idx {index!r} must be a whole number between 1 and num_blocks - 1 = {num_blocks - 1}"
+                    f"interctc_layer_idx {index!r} must be a whole number between 1 and num_blocks - 1 = "
+                    f"{num_blocks - 1}"
                 )
 
         def build_lmu() -> nn.Module:
@@ -198,8 +199,6 @@ class LMUEncoder(AbsEncoder):
         attention_options = (output_size, attention_heads, attention_dropout_rate)
         chunks: tuple[int, ...] = ()
         if attention_context is not None:
-            if not use_attention:
-                raise ValueError("attention_context: there is none with use_attention: false; leave it out")
             left, chunks = _left_and_chunks(attention_context)
             attention_context = (left, max(chunks))
 

@@ -27,7 +27,7 @@ VARIANTS = {
     "more left than chunk": {"attention_context": [50, 3], "linear_units": 24, "gated_linear_units": True},
     "several chunk sizes": {"attention_context": [8, [2, 16, 8]]},
     "chosen chunk size": {"attention_context": [8, [2, 16, 8]], "block_size": 5},
-    "no attention": {"use_attention": False, "attention_context": None, "input_layer": "dw_striding8"},
+    "no attention": {"use_attention": False, "input_layer": "dw_striding8"},
 }
 
 
