@@ -14,6 +14,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import io
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -145,6 +146,18 @@ def ignore_espnets_warnings() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning, message="invalid escape sequence")
 
 
+def _exponents_as_text(name: str, value) -> Iterator[str]:
+    """Where a setting, or one inside of it, is text such as 1e-3: a number of YAML 1.1 needs a point, 1.0e-3."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _exponents_as_text(f"{name} {key}", inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _exponents_as_text(name, inner)
+    elif isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value):
+        yield f"{name}: {value} is text to YAML, which wants a point in a number: {value.lower().replace('e', '.0e')}"
+
+
 def check_arguments(command: str, parser: argparse.ArgumentParser, arguments: list[str], remedy: str) -> None:
     """Refuse what one of ESPnet's commands does not take, in one line in place of its usage.
 
@@ -154,10 +167,14 @@ def check_arguments(command: str, parser: argparse.ArgumentParser, arguments: li
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            parser.parse_args(arguments)
+            settings = vars(parser.parse_args(arguments))
     except SystemExit:
         reason = " ".join(complaint.getvalue().rpartition("error: ")[2].split())
         raise UserError(f"{command}: {reason}; correct {remedy}") from None
+    for name, value in settings.items():
+        if name.endswith("_conf"):
+            for reason in _exponents_as_text(name, value):
+                raise UserError(f"{command}: {reason}; correct {remedy}")
 
 
 def import_asr_train() -> None:
