@@ -126,7 +126,7 @@ def recordings(data_dir):
 def test_whole_recordings(whole_model, data_dir, recordings, table, small_models, tmp_path, capsys):
     output, rate = tmp_path / "out", small_models.RATE
     assert main(["export", str(whole_model), "--output", str(output), "--int8", "--check", str(data_dir)]) == 0
-    assert set(os.listdir(output)) == {"model.onnx", "model.int8.onnx", "tokens.txt"}
+    assert set(os.listdir(output)) == {"model.onnx", "model.int8.onnx", "tokens.txt", "export.json"}
     printed = capsys.readouterr().out
     assert "model.onnx: at most " in printed
     call = "sherpa_onnx.OfflineRecognizer.from_zipformer_ctc(model=..., tokens=..., sample_rate=16000)\n"
@@ -163,7 +163,7 @@ def test_recordings_that_arrive_in_pieces(
     arguments = ["--streaming", "--chunk", str(chunk), "--int8", "--check", str(data_dir)]
     assert main(["export", str(model), "--output", str(output), *arguments]) == 0
     names = {"streaming.onnx", "streaming.int8.onnx", "sherpa_streaming.onnx", "sherpa_streaming.int8.onnx"}
-    assert set(os.listdir(output)) == names | {"tokens.txt"}
+    assert set(os.listdir(output)) == names | {"tokens.txt", "export.json"}
     printed = capsys.readouterr().out
     assert "sherpa_streaming.onnx: at most " in printed
     shift = 4 * chunk
@@ -195,7 +195,7 @@ def test_models_of_audio_run_on_waveforms(whole_model_of_audio, data_dir, table,
     output = tmp_path / "out"
     arguments = ["--output", str(output), "--int8", "--check", str(data_dir)]
     assert main(["export", str(whole_model_of_audio), *arguments]) == 0
-    files = {"model.onnx", "model.int8.onnx", "sherpa.onnx", "sherpa.int8.onnx", "tokens.txt"}
+    files = {"model.onnx", "model.int8.onnx", "sherpa.onnx", "sherpa.int8.onnx", "tokens.txt", "export.json"}
     assert set(os.listdir(output)) == files
     printed = capsys.readouterr().out
     assert "sherpa.onnx: at most " in printed
@@ -211,10 +211,10 @@ def test_models_of_audio_that_sherpa_onnx_cannot_feed(small_models, tmp_path, ca
     model = small_models.write_model(tmp_path / "model", frontend_conf={"n_fft": 512, "hop_length": 160})[0].parent
     assert main(["export", str(model), "--output", str(tmp_path / "out")]) == 0
     assert "sherpa.onnx: not written: sherpa-onnx changes the level of audio" in capsys.readouterr().out
-    assert set(os.listdir(tmp_path / "out")) == {"model.onnx", "tokens.txt"}
+    assert set(os.listdir(tmp_path / "out")) == {"model.onnx", "tokens.txt", "export.json"}
     assert main(["export", str(model), "--output", str(tmp_path / "out"), "--streaming"]) == 0
     assert "sherpa_streaming.onnx: not written: sherpa-onnx streams filterbanks" in capsys.readouterr().out
-    assert set(os.listdir(tmp_path / "out")) == {"model.onnx", "streaming.onnx", "tokens.txt"}
+    assert set(os.listdir(tmp_path / "out")) == {"model.onnx", "streaming.onnx", "tokens.txt", "export.json"}
 
 
 def test_without_audio_sherpa_onnx_is_not_tried(causal_model, recordings, small_models, tmp_path, capsys):
