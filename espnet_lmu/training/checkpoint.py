@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 from types import ModuleType
 
 from espnet_lmu.data.files import read_yaml
 from espnet_lmu.errors import UserError
+
+_PATIENCE = 20.0  # seconds for which `claim` waits: what a killed training leaves behind takes a moment to end
 
 
 def atomic_save(obj, path, **kwargs) -> None:
@@ -65,15 +68,20 @@ def claim(directory: Path) -> None:
     """
     directory.mkdir(parents=True, exist_ok=True)
     file = os.open(directory / ".training.lock", os.O_CREAT | os.O_RDWR, 0o666)  # closed, so unlocked, by the end
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"{directory}: a training of this experiment is running; wait for its end, or give --asr_tag NAME for "
-            "another experiment"
-        ) from None
-    except OSError:
-        pass  # a file system without locks
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{directory}: a training of this experiment is running; wait for its end, or give --asr_tag NAME "
+                    "for another experiment"
+                ) from None
+            time.sleep(0.2)
+        except OSError:
+            return  # a file system without locks
 
 
 def _link(directory: Path, name: str, target: str) -> bool:

@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from espnet_lmu.errors import UserError
+from espnet_lmu.training import checkpoint, resume
 from espnet_lmu.training.checkpoint import atomic_save, repair
 
 
@@ -71,19 +72,21 @@ def test_a_cut_configuration_does_not_matter(experiment, content):
     assert len(repair(experiment)) == 1
 
 
-def test_a_second_training_is_kept_out(experiment):
+def test_a_second_training_is_kept_out(experiment, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint, "_PATIENCE", 0.5)
+    monkeypatch.setattr(sys, "argv", ["resume", str(experiment)])
     hold = f"import time; from espnet_lmu.training.checkpoint import *; claim(Path({str(experiment)!r}))\n"
     hold += "print('claimed', flush=True); time.sleep(100)"
     with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as training:
         assert training.stdout.readline() == "claimed\n"
         temporary = experiment / ".checkpoint.pth.1.tmp"
         temporary.touch()
-        command = [sys.executable, "-m", "espnet_lmu.training.resume", str(experiment)]
-        second = subprocess.run(command, capture_output=True, text=True)
-        assert second.returncode == 1 and second.stderr.startswith(f"error: {experiment}: a training of this exp")
+        with pytest.raises(UserError, match="a training of this experiment is running; wait for its end, or give"):
+            resume.main()
         assert temporary.exists()
         training.kill()
-    assert subprocess.run(command).returncode == 0 and not temporary.exists()
+    resume.main()
+    assert not temporary.exists() and "removed the unfinished" in capsys.readouterr().out
 
 
 def test_a_truncated_checkpoint_is_named(experiment):
