@@ -252,6 +252,7 @@ def test_attention_depends_on_relative_positions_only():
         ({"block_size": -3}, "block_size -3 must be a whole number"),
         ({"attention_dropout_rate": 1.5}, "attention_dropout_rate 1.5"),
         ({"dropout_rate": "1e-1"}, "dropout_rate '1e-1' must be a number between 0 and 1, such as 0.1"),
+        ({"bidirectional": "false"}, "bidirectional 'false' must be true or false, without quotation marks"),
         ({"memory_d": 2.0, "lmu_type": "parallel"}, "memory_d 2.0 must be a whole number"),
         ({"interctc_layer_idx": 1}, r"interctc_layer_idx 1 must be a list of layers, such as \[2\]"),
         ({"interctc_layer_idx": ["1"]}, "interctc_layer_idx '1' must be a whole number"),
