@@ -160,10 +160,14 @@ class LMUEncoder(AbsEncoder):
         for name, count in counts.items():
             if not isinstance(count, int) or count < 1:
                 raise ValueError(f"{name} {count!r} must be a whole number of at least 1")
-        switches = {"bidirectional": bidirectional, "use_attention": use_attention}
-        switches |= {"use_cross_attention": use_cross_attention, "gated_linear_units": gated_linear_units}
-        switches |= {"gradient_checkpointing": gradient_checkpointing}
-        switches |= {"interctc_use_conditioning": interctc_use_conditioning}
+        switches = {
+            "bidirectional": bidirectional,
+            "use_attention": use_attention,
+            "use_cross_attention": use_cross_attention,
+            "gated_linear_units": gated_linear_units,
+            "gradient_checkpointing": gradient_checkpointing,
+            "interctc_use_conditioning": interctc_use_conditioning,
+        }
         for name, switch in switches.items():
             if not isinstance(switch, bool):  # text such as "false" would count as true
                 raise ValueError(f"{name} {switch!r} must be true or false, without quotation marks")
