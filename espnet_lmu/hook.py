@@ -48,10 +48,13 @@ def _register(task: ModuleType) -> None:
                 choices.classes.setdefault(SPECAUG_NAME, VTLPSpecAug)
 
 
-def _register_optimizer(abs_task: ModuleType) -> None:
+def _mend_abs_task(abs_task: ModuleType) -> None:
+    """Register the optimizer, and keep a full disk from cutting ``config.yaml``."""
+    from espnet_lmu.training.checkpoint import write_config_atomically
     from espnet_lmu.training.muon import Muon
 
     abs_task.optim_classes.setdefault(OPTIMIZER_NAME, Muon)
+    write_config_atomically(abs_task)
 
 
 @contextlib.contextmanager
@@ -85,7 +88,7 @@ def _atomic_checkpoints(trainer: ModuleType) -> None:
 # module -> (context manager around its execution, function called with it afterwards)
 _HOOKS: dict[str, tuple[Callable | None, Callable[[ModuleType], None] | None]] = {
     **{f"espnet2.tasks.{task}": (None, _register) for task in _TASKS},
-    "espnet2.tasks.abs_task": (None, _register_optimizer),
+    "espnet2.tasks.abs_task": (None, _mend_abs_task),
     **{
         f"{nets}.pytorch_backend.transformer.attention": (_no_flash_attention_notice, None)
         for nets in ("espnet2.legacy.nets", "espnet.nets")  # the second in ESPnet 202511
@@ -133,7 +136,7 @@ def speed_up_tasks() -> None:
     def after(abs_task: ModuleType) -> None:
         from espnet_lmu.training.arithmetic import use_fast_arithmetic
 
-        _register_optimizer(abs_task)
+        _mend_abs_task(abs_task)
         use_fast_arithmetic()
 
     _HOOKS["espnet2.tasks.abs_task"] = (None, after)

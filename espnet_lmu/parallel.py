@@ -6,6 +6,7 @@ a kill say, gets what is there and computes the rest.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -95,10 +96,24 @@ def _end_with_the_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _run_logged(piece: _Piece) -> None:
-    _end_with_the_parent()
-    # Ctrl-C goes to all processes; the starting one ends the others.
+def follow_parent() -> None:
+    """Let this forked process end with its parent, and leave Ctrl-C, which goes to all processes, to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with_the_parent()
+
+
+@contextlib.contextmanager
+def interrupted_later() -> Iterator[None]:
+    """Hold Ctrl-C back: in the block processes are forked, which answer it as this one until `follow_parent`."""
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+def _run_logged(piece: _Piece) -> None:
+    follow_parent()
     with open(piece.log, "w", encoding="utf-8") as log:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -119,8 +134,9 @@ def _run_locally(pieces: list[_Piece], nj: int, done: Callable[[_Piece], None]) 
             while waiting and len(running) < nj:
                 piece = waiting.pop()
                 process = context.Process(target=_run_logged, args=(piece,))
-                process.start()
-                running[process.sentinel] = (process, piece)
+                with interrupted_later():
+                    process.start()
+                    running[process.sentinel] = (process, piece)
             for sentinel in wait(list(running)):
                 process, piece = running.pop(sentinel)
                 process.join()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import errno
 import importlib
 import os
 import sys
@@ -35,25 +37,38 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def _drop_output() -> None:
+    """Let what is still to be written go nowhere; at its end Python would try once more, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the status is 0, 1 after an error that has its line, 2 after a wrong argument."""
     argv = sys.argv[1:] if argv is None else argv
     command = next((word for word in argv if not word.startswith("-")), None)
+    if command is not None and command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, 1) or [", ".join(COMMANDS)]
+        print(f"error: espnet-lmu has no command {command}; did you mean {near[0]}?", file=sys.stderr)
+        return 2
     args = build_parser(command).parse_args(argv)
     try:
-        return importlib.import_module(COMMANDS[args.command][0]).run(args) or 0
+        status = importlib.import_module(COMMANDS[args.command][0]).run(args) or 0
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader (`head`, a closed pager) has what it wanted.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # the reader (`head`, a closed pager) has what it wanted
         return 0
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        name = error.filename
+        if name is None and error.errno == errno.ENOSPC:  # what goes to files has a name
+            name = "standard output"
+            _drop_output()
+        print(f"error: {f'{name}: ' if name else ''}{error.strerror or error}", file=sys.stderr)
         return 1
 
 

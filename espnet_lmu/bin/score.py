@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 
+from espnet_lmu.errors import UserError
 from espnet_lmu.scoring.error_rate import (
     HEADER,
     read_texts,
@@ -22,7 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--alignment", metavar="FILE", help="write the word alignment of every utterance to FILE")
 
 
+def _same_file(path: str, other: str) -> bool:
+    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
+
+
 def run(args: argparse.Namespace) -> None:
+    if args.alignment and any(_same_file(args.alignment, path) for path in (args.reference, args.hypothesis)):
+        raise UserError(f"--alignment {args.alignment}: would replace a file of texts; give another name")
     references, hypotheses = read_texts(args.reference, args.hypothesis)
     splits = {"WER": split_words, "CER": split_characters}
     if args.bpemodel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from espnet_lmu.errors import UserError
 
 _STREAMED = 0x7FFFFFFF - 1024  # A WAV header written to a pipe claims about this size, or twice it.
 _LONGEST = 1 << 40  # samples; libsndfile states more where a header is silent
-
+_RATES = range(4000, 384001)  # Hz, of speech and of all equipment
+_FINEST = 1000  # greatest term of the fraction that stands for the ratio of two rates
 
 # Formats whose files libsndfile quietly shortens to what is there, and how it then describes them.
 _SHORTENED = ("WAV", "WAVEX", "NIST", "AIFF", "AU", "W64", "RF64", "CAF", "OGG")
@@ -49,7 +51,7 @@ def audio_length(path: str | Path) -> tuple[int, int]:
     """Samples per channel and sampling rate in Hz that the header of an audio file states.
 
     Raises:
-        UserError: the file is no audio, or its header does not say how long it is.
+        UserError: the file is no audio, or its header does not say how long it is; or a rate that nobody uses.
     """
     import soundfile
 
@@ -62,7 +64,14 @@ def audio_length(path: str | Path) -> tuple[int, int]:
         raise UserError(f"{path}: its header does not say how long it is; convert it")
     if frames == 0:
         raise UserError(f"{path}: no samples")
+    check_rate(path, rate)
     return frames, rate
+
+
+def check_rate(path: str | Path, rate: int) -> None:
+    """Raise `UserError` for a sampling rate (Hz) that no audio has."""
+    if rate not in _RATES:
+        raise UserError(f"{path}: a sampling rate of {rate} Hz; it must be from {_RATES[0]} to {_RATES[-1]} Hz")
 
 
 def read_audio(path: str | Path, start: int = 0, frames: int | None = None) -> tuple[np.ndarray, int]:
@@ -77,7 +86,8 @@ def read_audio(path: str | Path, start: int = 0, frames: int | None = None) -> t
         samples (frames,) float32 in [-1, 1], channels averaged; sampling rate in Hz.
 
     Raises:
-        UserError: the file cannot be read, is cut off, has no samples or a sample that is not a number.
+        UserError: the file cannot be read, is cut off, has no samples or a sample that is not a number; or a rate that
+            nobody uses.
     """
     import soundfile
 
@@ -94,6 +104,7 @@ def read_audio(path: str | Path, start: int = 0, frames: int | None = None) -> t
         raise
     except (soundfile.SoundFileError, OSError, ValueError) as error:  # ValueError: GSM, which cannot be sought in
         raise UserError(f"{path}: not readable audio, or cut off ({_reason(path, error)})") from None
+    check_rate(path, rate)
     if len(samples) < promised:
         raise UserError(f"{path}: cut off: {len(samples)} of {promised} samples")
     if len(samples) == 0:
@@ -112,8 +123,12 @@ def resample(samples: np.ndarray, rate: int, new_rate: int, speed: float = 1.0) 
     import torchaudio
 
     # Rates whose greatest common divisor is small (44.1 kHz, 1.05 times as fast) would need a filter of a gigabyte, so
-    # the rate is changed first. The new one, 16 kHz say, times a speed of two decimals has a large divisor.
+    # the rate is changed first. The new one, 16 kHz say, times a speed of two decimals has a large divisor. Usual rates
+    # are exact as fractions; of odd ones (11,127 Hz) the nearest is off by less than a millionth.
     for source in (rate, round(new_rate * speed)):
         if source != new_rate:
-            samples = torchaudio.functional.resample(torch.from_numpy(samples), source, new_rate).numpy()
+            ratio = Fraction(source, new_rate).limit_denominator(_FINEST)
+            samples = torchaudio.functional.resample(
+                torch.from_numpy(samples), ratio.numerator, ratio.denominator
+            ).numpy()
     return samples

@@ -8,6 +8,7 @@ of change, and holds while those hold. Afterwards the directory is sorted and ha
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from espnet_lmu.data.audio import audio_length
-from espnet_lmu.data.files import atomic_open, command_line, parse_rate, read_yaml
+from espnet_lmu.data.files import atomic_open, command_line, parse_rate, shorten
 from espnet_lmu.data.filter import read_durations
 from espnet_lmu.data.kaldi_dir import excerpts, read_lines, read_table, refuse_pipe, write_data_dir
 from espnet_lmu.data.segments import Excerpt, parse_segment, read_excerpt, sample_range
@@ -165,7 +166,7 @@ def measure_all(directory: Path, audio: dict[str, Excerpt], **parallel) -> dict[
     """`measure` of every utterance, in pieces, where no earlier run has read the same file."""
     cache = directory / ".audio.jsonl"
     known: dict[tuple, dict] = {}
-    if cache.exists():
+    with contextlib.suppress(OSError, ValueError):  # what cannot be read is measured again
         for line in cache.read_text(encoding="utf-8").splitlines():
             *key, result = json.loads(line)
             known[tuple(key)] = result
@@ -288,7 +289,10 @@ def dropped_earlier(directory: Path, utterances: set[str]) -> Findings:
     path = directory / "check.json"
     if not path.exists():
         return {}
-    last = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        last = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path}: damaged; it names what earlier checks dropped: delete it to do without") from None
     dropped = {kind: dict(found) for kind, found in last.get("dropped_earlier", {}).items()}
     for kind, entry in last["findings"].items():
         if entry["policy"] == "drop":
@@ -364,31 +368,45 @@ def main() -> None:
     parser.add_argument("--feats_type", choices=["raw", "fbank"], default="raw", help="kind of features (%(default)s)")
     parser.add_argument("--token_type", choices=["char", "bpe"], default="bpe", help="kind of token (%(default)s)")
     parser.add_argument("--token_listdir", type=Path, default=Path("none"), help="folder of tokens.txt and bpe.model")
-    parser.add_argument("--asr_config", type=Path, help="training configuration, checked too")
+    parser.add_argument("--asr_config", type=Path, help="training configuration: frames that CTC has")
+    parser.add_argument("--training", type=Path, metavar="DIR", help="the training set (default: the first DIR)")
     parser.add_argument("directories", metavar="DIR", nargs="+", type=Path, help="data directory, e.g. data/train")
     args = parser.parse_args()
 
     fs = parse_rate(args.fs)
-    if args.asr_config and not args.test and not args.formatted and read_yaml(args.asr_config).get("encoder") == "lmu":
-        from espnet_lmu.encoder.parameters import build_encoder
-
-        build_encoder(args.asr_config)  # an option that cannot work is named before the hours that features take
     policies = {**default_policies(args.test), **parse_policies(args.check_policy)}
     tokens, bpemodel = args.token_listdir / "tokens.txt", args.token_listdir / "bpe.model"
     transcripts = Transcripts(
         args.token_type, tokens, bpemodel, frames_per_second(args.asr_config, args.feats_type, fs)
     )
     parallel = {"nj": max(args.nj, 1), "cmd": args.cmd, "slurm_config": args.slurm_config}
+    training = args.training or args.directories[0]
     stopping = {}
     for directory in args.directories:
         if args.formatted:
             found = check_formatted(directory, fs, policies, transcripts)
         else:
             found = check_data_dir(directory, fs, policies, transcripts, **parallel)
+            warn_of_training_data(directory, training)
         if found:
             stopping[directory] = found
     if stopping:
         raise UserError(stop_message(stopping))
+
+
+def warn_of_training_data(directory: Path, training: Path) -> None:
+    """Name audio that a set has in common with the training set: its error rate says little of other audio."""
+    if directory == training:
+        return
+
+    def audio(folder: Path) -> dict[Excerpt, str]:
+        tables = {path.name: read_table(path) for path in (folder / "wav.scp", folder / "segments") if path.exists()}
+        return {excerpt: key for key, excerpt in excerpts(tables).items()}
+
+    heard = audio(training)
+    shared = [key for excerpt, key in audio(directory).items() if excerpt in heard]
+    if shared:
+        print(f"warning: {directory}: {len(shared)} utterances are training data ({training}): {shorten(shared)}")
 
 
 def check_formatted(directory: Path, fs: int, policies: dict[str, str], transcripts: Transcripts) -> Findings:

@@ -26,6 +26,7 @@ from espnet_lmu.data import espeak
 from espnet_lmu.data.files import command_line
 from espnet_lmu.data.kaldi_dir import write_data_dir
 from espnet_lmu.errors import UserError
+from espnet_lmu.parallel import follow_parent, interrupted_later
 from espnet_lmu.progress import progress
 
 SAMPLE_RATE = 16000
@@ -108,14 +109,16 @@ def make_demo_corpus(audio_dir: Path, data_dir: Path, seed: int = 1, num_jobs: i
     numbers = {name: range(max(1, round(_NUM_UTTERANCES[name] * scale))) for name in SETS}
     with (
         # A Pool would wait for ever for a process that was killed.
-        ProcessPoolExecutor(num_jobs, multiprocessing.get_context("fork")) as pool,
+        ProcessPoolExecutor(num_jobs, multiprocessing.get_context("fork"), initializer=follow_parent) as pool,
         progress(total=sum(map(len, numbers.values())), desc="demo corpus", unit="utt") as bar,
     ):
         for name in SETS:
             tables: dict[str, dict[str, str]] = {"wav.scp": {}, "text": {}, "utt2spk": {}}
             make = partial(_make_utterance, name, speakers[name], seed)
+            with interrupted_later():
+                made = pool.map(make, numbers[name], chunksize=4)
             # Closed, it asks for no more: a full disk would otherwise wait for the rest.
-            with contextlib.closing(_results(pool.map(make, numbers[name], chunksize=4))) as utterances:
+            with contextlib.closing(_results(made)) as utterances:
                 for utterance in utterances:
                     path = audio_dir / name / f"{utterance.key}.flac"
                     _write_flac(path, utterance.signal, utterance.sample_rate)
@@ -141,7 +144,7 @@ def _write_flac(path: Path, signal: np.ndarray, sample_rate: int) -> None:
     from espnet_lmu.data.audio import resample
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished = path.with_name(f".{path.name}.tmp")  # what a kill leaves is written over by the next run
     signal = resample(signal.astype(np.float32), sample_rate, SAMPLE_RATE)
     soundfile.write(unfinished, signal, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     os.replace(unfinished, path)

@@ -6,9 +6,11 @@ model would be given other features than those it was trained on, and would err 
 
 from __future__ import annotations
 
+import struct
 import sys
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from espnet_lmu.data.files import atomic_open, read_yaml
@@ -29,6 +31,21 @@ def write_features(directory: Path, settings: dict | None) -> None:
 def read_features(directory: Path) -> dict | None:
     """The record of a data directory or an experiment; None if it has none."""
     return read_yaml(directory / FEATURES) if (directory / FEATURES).exists() else None
+
+
+def load_features(location: str) -> np.ndarray:
+    """The features (frames, D) of an entry of ``feats.scp``, FILE:OFFSET.
+
+    Raises:
+        UserError: the file is missing, cut off or no archive of features.
+    """
+    import kaldiio
+
+    try:
+        return kaldiio.load_mat(location)
+    except (OSError, ValueError, EOFError, AssertionError, struct.error) as error:
+        reason = str(error) or "cut off, or no archive"
+        raise UserError(f"{location}: features cannot be read ({reason}); run stage 3 again") from None
 
 
 def check_features(name: str, trained: dict | None, given: dict | None, place: str) -> None:

@@ -15,18 +15,25 @@ from espnet_lmu.errors import UserError
 
 
 @contextlib.contextmanager
+def naming(name: str | Path) -> Iterator[None]:
+    """Give an error of a file operation that has no file name, as that of a full disk, this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(name)
+        raise
+
+
+@contextlib.contextmanager
 def atomic_open(path: str | Path) -> Iterator[TextIO]:
     """Open `path` for writing UTF-8 text; it appears under its name only when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as stream:
+        with naming(path), open(temporary, "w", encoding="utf-8") as stream:
             yield stream
         os.replace(temporary, path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk says no name
-        raise
     finally:
         temporary.unlink(missing_ok=True)
 

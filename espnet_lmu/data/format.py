@@ -149,10 +149,13 @@ def _finished(shard: Path, stamp: str) -> dict | None:
         record = json.loads(shard.with_suffix(shard.suffix + ".json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if record["stamp"] != stamp:
+    if record["stamp"] != stamp or "bytes" not in record:
         return None
-    paths = {path.rsplit(":", 1)[0] if ".ark:" in path else path for path, _ in record["entries"].values()}
-    return record if all(os.path.exists(path) for path in paths) else None
+    try:
+        whole = all(os.path.getsize(path) == size for path, size in record["bytes"].items())
+    except OSError:
+        return None
+    return record if whole else None
 
 
 def _process_shard(shard: Path, items: list[_Item], options: dict, stamp: str) -> dict:
@@ -183,6 +186,8 @@ def _process_shard(shard: Path, items: list[_Item], options: dict, stamp: str) -
         _remove(temporary)
         return record
     record["entries"] = entries
+    written = temporary.iterdir() if temporary.is_dir() else [temporary]
+    record["bytes"] = {str(final / path.relative_to(temporary)): path.stat().st_size for path in written}
     _remove(final)
     os.replace(temporary, final)
     with atomic_open(shard.with_suffix(shard.suffix + ".json")) as stream:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from espnet_lmu.data.audio import read_audio
+from espnet_lmu.data.features import load_features
 from espnet_lmu.data.files import parse_rate
 from espnet_lmu.decoding.model import load_asr_model
 from espnet_lmu.decoding.results import Hypothesis
@@ -60,6 +61,10 @@ class GreedyDecoder:
                 self.tokenizer.text2tokens("")  # the model file is opened on first use
         except OSError:
             raise UserError(f"{args.bpemodel}: no such BPE model; start from the recipe's directory") from None
+        except RuntimeError:
+            raise UserError(
+                f"{args.bpemodel}: not a BPE model, or damaged; run stage 5 again, or copy it again"
+            ) from None
         self.converter = TokenIDConverter(args.token_list)
         self.sos_eos = len(args.token_list) - 1
         self.input_size = args.input_size
@@ -129,12 +134,7 @@ class GreedyDecoder:
 def load_input(path: str, decoder: GreedyDecoder) -> np.ndarray:
     """Waveform (samples,) or features (frames, D) of an utterance."""
     if decoder.input_size is not None:
-        import kaldiio
-
-        try:
-            features = kaldiio.load_mat(path)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path}: features cannot be read ({error}); run stage 3 again") from None
+        features = load_features(path)
         if features.ndim != 2 or features.shape[1] != decoder.input_size:
             raise UserError(f"{path}: features {features.shape}, but the model takes {decoder.input_size} a frame")
         return features

@@ -20,8 +20,8 @@ def load_asr_model(config_file: str | Path, model_file: str | Path, device: str 
         the ESPnetASRModel in evaluation mode; the Namespace of its configuration.
 
     Raises:
-        UserError: the device is not there, the weights are damaged or not the model's, or a file that the configuration
-            names is missing.
+        UserError: the device is not there, the weights are damaged or not the model's, or the configuration, or a file
+            that it names, is missing or makes no model.
     """
     ignore_espnets_warnings()
     import torch
@@ -38,6 +38,11 @@ def load_asr_model(config_file: str | Path, model_file: str | Path, device: str 
     except FileNotFoundError as error:
         raise UserError(
             f"{config_file} refers to {error.filename}, which is missing; paths there start at the recipe's directory"
+        ) from None
+    except Exception as error:  # a mistyped option, a damaged file of statistics: whatever the parts of a model raise
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{config_file}: no model can be made of it and the files that it names ({type(error).__name__}: {reason})"
         ) from None
     finally:
         logging.disable(logging.NOTSET)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from espnet_lmu.data.files import atomic_open, shorten
+from espnet_lmu.data.files import atomic_open, naming, shorten
 from espnet_lmu.data.format import MEL_BINS, feature_settings, frame_geometry
 from espnet_lmu.decoding.greedy import GreedyDecoder
 from espnet_lmu.errors import UserError
@@ -339,7 +339,7 @@ def export_model(
     created = not output.exists()
     output.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(prefix=".export.", dir=output) as name:
+        with naming(output), tempfile.TemporaryDirectory(prefix=".export.", dir=output) as name:
             folder = Path(name)
             exporter = Exporter(decoder, files.rate or decoder.fs, folder, to_onnx, int8)
             if streaming:

@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 
 from espnet_lmu.data.features import check_features, read_features
-from espnet_lmu.data.files import read_yaml, shorten
+from espnet_lmu.data.files import naming, read_yaml, shorten
 from espnet_lmu.errors import UserError
 
 META, CONFIG, WEIGHTS, TOKENS, RESULTS = "meta.yaml", "config.yaml", "model.pth", "tokens.txt", "RESULTS.md"
@@ -220,7 +220,8 @@ def open_model(model: str | Path) -> ModelFiles:
     if path.is_file():
         unpacked = Path(temporary.name) / "unpacked"
         unpacked.mkdir()
-        unpack(path, unpacked)
+        with naming(unpacked):
+            unpack(path, unpacked)
         path = unpacked
     elif not path.is_dir():
         if not HUB_ID.fullmatch(str(model)):
@@ -243,5 +244,6 @@ def open_model(model: str | Path) -> ModelFiles:
             rate = features.get("rate")
         _check_own_features(str(model), config, features, rate)
     config_file = Path(temporary.name) / CONFIG
-    config_file.write_text(dump_yaml(config), encoding="utf-8")
+    with naming(config_file):
+        config_file.write_text(dump_yaml(config), encoding="utf-8")
     return ModelFiles(config_file, weights.absolute(), rate, temporary)

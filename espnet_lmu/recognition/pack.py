@@ -13,7 +13,7 @@ from pathlib import Path
 
 import espnet_lmu
 from espnet_lmu.data.features import read_features
-from espnet_lmu.data.files import command_line, parse_rate
+from espnet_lmu.data.files import command_line, naming, parse_rate
 from espnet_lmu.errors import UserError
 from espnet_lmu.recognition.model_files import (
     CONFIG,
@@ -91,16 +91,17 @@ def pack(experiment: Path, output: Path, weights: str | None, rate: int, results
     folder = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         folder.mkdir(parents=True)
-        packed_files(experiment, weights, rate, results, folder)
-        archive_file = folder / output.name
-        members = sorted(folder.iterdir())
-        with zipfile.ZipFile(archive_file, "w", zipfile.ZIP_STORED) as archive:
-            for path in members:
-                entry = zipfile.ZipInfo(path.name)  # dated 1980, by default
-                entry.file_size = path.stat().st_size
-                entry.external_attr = 0o644 << 16
-                with open(path, "rb") as source, archive.open(entry, "w") as target:
-                    shutil.copyfileobj(source, target, 1 << 20)
+        with naming(output):
+            packed_files(experiment, weights, rate, results, folder)
+            archive_file = folder / output.name
+            members = sorted(folder.iterdir())
+            with zipfile.ZipFile(archive_file, "w", zipfile.ZIP_STORED) as archive:
+                for path in members:
+                    entry = zipfile.ZipInfo(path.name)  # dated 1980, by default
+                    entry.file_size = path.stat().st_size
+                    entry.external_attr = 0o644 << 16
+                    with open(path, "rb") as source, archive.open(entry, "w") as target:
+                        shutil.copyfileobj(source, target, 1 << 20)
         os.replace(archive_file, output)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from espnet_lmu.data.audio import audio_length, read_audio, resample
+from espnet_lmu.data.audio import audio_length, check_rate, read_audio, resample
 from espnet_lmu.data.format import FRAME_SHIFT_MS, MEL_BINS, fbank
 from espnet_lmu.decoding.greedy import GreedyDecoder
 from espnet_lmu.errors import UserError
@@ -33,6 +33,7 @@ Audio = str | os.PathLike | tuple[np.ndarray, int]
 WINDOW = 30.0  # seconds
 OVERLAP = 5.0  # seconds that a window has in common with the next one
 _BATCH = 120.0  # seconds of audio, padding included, in a batch
+_MOST_CHANNELS = 256
 _GROUP = 512  # windows among which those of similar length are put together
 
 
@@ -71,12 +72,17 @@ def _read(audio: Audio, start: float, stop: float) -> tuple[np.ndarray, int]:
 
 def _duration(audio: Audio) -> float:
     """Seconds of a recording."""
-    if not isinstance(audio, tuple):
+    if isinstance(audio, str | os.PathLike):
         frames, rate = audio_length(audio)
         return frames / rate
+    if not isinstance(audio, tuple) or len(audio) != 2:
+        raise UserError("audio: give the path of a file, or (samples, rate), or a list of these")
     samples, rate = audio
     if not isinstance(samples, np.ndarray) or samples.ndim not in (1, 2) or samples.dtype.kind != "f":
         raise UserError("audio: give floating-point samples in [-1, 1] of shape (frames,) or (frames, channels)")
+    if samples.ndim == 2 and samples.shape[1] > _MOST_CHANNELS:
+        raise UserError(f"audio of shape {samples.shape}: give (frames, channels), frames first")
+    check_rate("audio", rate)
     if len(samples) == 0:
         raise UserError("audio has no samples")
     return len(samples) / rate

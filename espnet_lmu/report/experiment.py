@@ -95,7 +95,7 @@ class Experiment:
         data_feats: formatted data (``dump/raw``, ``dump/fbank``); by default where the training took its data.
 
     Raises:
-        UserError: no such directory, no decoding that stage 13 has scored, or a damaged file.
+        UserError: no such directory, no decoding that stage 13 has scored, no data in `data_feats`, or a damaged file.
     """
 
     def __init__(self, directory: Path, data_feats: Path | None = None):
@@ -110,6 +110,11 @@ class Experiment:
         self.decodings = [decoding for decoding in found if decoding.sets]
         if not self.decodings:
             raise UserError(f"{directory}: no decoding with scores; run stages 12 and 13 first")
+        if data_feats is not None and not any(
+            (data_feats / name).is_dir() for decoding in self.decodings for name in decoding.sets
+        ):
+            sets = ", ".join(sorted({name for decoding in self.decodings for name in decoding.sets}))
+            raise UserError(f"--data_feats {data_feats}: none of the test sets is there: {sets}")
         self.starts = read_starts(directory / "train_starts.json")
 
     @cached_property

@@ -16,6 +16,7 @@ import numpy as np
 from espnet_lmu.data.audio import audio_length, read_audio, resample
 from espnet_lmu.errors import UserError
 
+_MAGIC = {b"RIFF": "a WAV", b"fLaC": "a FLAC", b"OggS": "an Ogg", b"NIST": "a SPHERE", b"ID3\x03": "an MP3"}
 _BLOCK = 0.02  # seconds
 _PIECE = 10  # seconds of a file that are read at once
 _MARGIN = 1  # seconds on both sides of a piece, more than a resampling filter reaches
@@ -46,14 +47,25 @@ def file_blocks(path: str, rate: int, fast: bool) -> Iterator[np.ndarray]:
 
 
 def pcm_blocks(stream: BinaryIO, rate: int) -> Iterator[np.ndarray]:
-    """Raw 16-bit little-endian samples of a pipe, as soon as they are there."""
+    """Raw 16-bit little-endian samples of a pipe, as soon as they are there.
+
+    Raises:
+        UserError: the pipe has nothing, or an audio file.
+    """
     most = 2 * round(0.2 * rate)
-    rest = b""
-    while data := stream.read1(most):
-        data = rest + data
+    data = b""
+    while len(data) < 4 and (more := stream.read1(most)):
+        data += more
+    if data[:4] in _MAGIC:
+        raise UserError(f"-: {_MAGIC[data[:4]]} file; give its name, or pipe raw 16-bit samples")
+    if len(data) < 2:
+        raise UserError("-: standard input ended without a sample; did the command before this one fail?")
+    while data:
         whole = len(data) // 2 * 2
-        rest = data[whole:]
-        yield np.frombuffer(data[:whole], dtype="<i2").astype(np.float32) / 32768
+        if whole:
+            yield np.frombuffer(data[:whole], dtype="<i2").astype(np.float32) / 32768
+        more = stream.read1(most)
+        data = data[whole:] + more if more else b""
 
 
 def import_sounddevice():

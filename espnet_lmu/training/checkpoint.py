@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from espnet_lmu.data.files import read_yaml
+from espnet_lmu.data.files import atomic_open, read_yaml
 from espnet_lmu.errors import UserError
 
 _PATIENCE = 20.0  # seconds for which `claim` waits: what a killed training leaves behind takes a moment to end
@@ -52,6 +52,27 @@ class _TorchWithAtomicSave(ModuleType):
 
     def __getattr__(self, name: str):
         return getattr(self._torch, name)
+
+
+class _AnyPath(type):
+    """Takes every path for an instance: ESPnet checks its arguments' types by the module's `Path`."""
+
+    def __instancecheck__(cls, instance) -> bool:
+        return isinstance(instance, Path)
+
+
+class _PathWithAtomicConfig(type(Path()), metaclass=_AnyPath):
+    """`Path` as one ESPnet module sees it: everything as ever, but what is written to ``config.yaml`` is atomic."""
+
+    def open(self, mode="r", *args, **kwargs):
+        if self.name == "config.yaml" and mode == "w":
+            return atomic_open(self)
+        return super().open(mode, *args, **kwargs)
+
+
+def write_config_atomically(module: ModuleType) -> None:
+    """Make an ESPnet module (its global name `Path`) write ``config.yaml`` at once: each start of a training does."""
+    module.Path = _PathWithAtomicConfig
 
 
 def write_checkpoints_atomically(module: ModuleType) -> None:
@@ -96,7 +117,7 @@ def _link(directory: Path, name: str, target: str) -> bool:
 
 
 def read_config(directory: Path) -> dict | None:
-    """The experiment's `config.yaml`; None if a full disk or a kill has cut it, for ESPnet writes it at each start."""
+    """The experiment's `config.yaml`, which the next start writes anew; None if it cannot be read."""
     try:
         return read_yaml(directory / "config.yaml") or None
     except UserError:

@@ -26,6 +26,7 @@ from espnet_lmu.errors import UserError
 from espnet_lmu.hook import ignore_espnets_warnings, import_asr_train
 from espnet_lmu.training.checkpoint import claim
 from espnet_lmu.training.pretrained import check_pretrained
+from espnet_lmu.training.settings import check_training
 
 
 def _free_port() -> int:
@@ -205,6 +206,7 @@ def main() -> None:
         if experiment := _output_dir(arguments):
             claim(experiment)
         _record_features(arguments)
+        check_training(arguments)
     if not on_gpus:
         import_asr_train()  # once: the processes are forks, which CUDA does not survive
     if args.processes > 1:
@@ -225,6 +227,8 @@ def main() -> None:
         print(error, file=sys.stderr)  # with its traceback
         raise UserError(_reason(error, context.processes, first_rank)) from None
     except torch.multiprocessing.ProcessExitedException as error:
+        if any(process.exitcode == -signal.SIGINT for process in context.processes):
+            raise KeyboardInterrupt from None
         if error.exit_code > 0:
             sys.exit(error.exit_code)  # it has said why: a mistyped option
         raise UserError(_reason(error, context.processes, first_rank)) from None

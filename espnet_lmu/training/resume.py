@@ -17,6 +17,7 @@ from typing import Any
 from espnet_lmu.data.files import command_line, shorten
 from espnet_lmu.errors import UserError
 from espnet_lmu.training.checkpoint import claim, read_config, repair
+from espnet_lmu.training.settings import check_training
 
 # What weights belong to, and what goes on as the checkpoint holds it, whatever is given. Other settings may change:
 # number of epochs, batches, augmentation.
@@ -45,14 +46,7 @@ def check_settings(directory: Path, arguments: list[str]) -> None:
     Raises:
         UserError: they are of another one, or of another optimizer, or need weights that were not kept.
     """
-    from espnet_lmu.hook import check_arguments, import_asr_train
-
-    import_asr_train()
-    from espnet2.tasks.asr import ASRTask
-
-    parser = ASRTask.get_parser()
-    check_arguments("asr_train", parser, arguments, "--asr_args or the training configuration")
-    given = vars(parser.parse_args(arguments))
+    given = vars(check_training(arguments))
     if given["input_size"] is not None:
         given["frontend_conf"] = {}  # as ESPnet then writes it
     if isinstance(given["token_list"], str):

@@ -14,36 +14,40 @@ from pathlib import Path
 
 import numpy as np
 
-from espnet_lmu.data.features import FEATURES, read_features, write_features
+from espnet_lmu.data.features import FEATURES, load_features, read_features, write_features
 from espnet_lmu.data.files import atomic_open, command_line
 from espnet_lmu.data.kaldi_dir import read_table, write_table
 from espnet_lmu.errors import UserError
-from espnet_lmu.hook import check_arguments, ignore_espnets_warnings, import_asr_train
+from espnet_lmu.hook import ignore_espnets_warnings, import_asr_train
 from espnet_lmu.parallel import map_pieces
 from espnet_lmu.progress import progress
 
 _PIECE_SIZE = 2000  # training utterances: a few hours of speech
 PARTS = ("train", "valid")
+_DATA = ".data"  # the digest of the data that statistics are of
 
 
 def collect_piece(arguments: list[str], output_dir: str) -> None:
-    """Statistics of the utterances in ``OUTPUT_DIR/keys.{train,valid}``, written below `output_dir`.
-
-    Raises:
-        UserError: asr_train does not take the arguments.
-    """
+    """Statistics of the utterances in ``OUTPUT_DIR/keys.{train,valid}``, written below `output_dir`."""
     ignore_espnets_warnings()
     from espnet2.tasks.asr import ASRTask
 
     command = ["--collect_stats", "true", "--output_dir", output_dir, *arguments, "--ngpu", "0", "--num_workers", "0"]
     for part in PARTS:
         command += [f"--{part}_shape_file", f"{output_dir}/keys.{part}"]
-    check_arguments("asr_train", ASRTask.get_parser(), command, "--asr_args or the --asr_config")
     ASRTask.main(cmd=command)
 
 
 def _split(keys: list[str], number: int) -> list[list[str]]:
     return [keys[len(keys) * i // number : len(keys) * (i + 1) // number] for i in range(number)]
+
+
+def _name_damaged_features(scps: dict[str, Path]) -> None:
+    """Raise a `UserError` that names the features that cannot be read, for ESPnet does not say which."""
+    for scp in scps.values():
+        if scp.name == "feats.scp":
+            for location in read_table(scp).values():
+                load_features(location)
 
 
 def _aggregate(directories: list[Path], output_dir: Path, vocabulary_size: int, token_type: str) -> None:
@@ -70,11 +74,39 @@ def _aggregate(directories: list[Path], output_dir: Path, vocabulary_size: int, 
             np.savez(output_dir / part / f"{key}_stats.npz", count=sum(piece["count"] for piece in pieces), **sums)
 
 
+def _data_digest(scps: dict[str, Path], token_list: Path) -> str:
+    """Of all that the statistics say of the data, whatever is trained on it."""
+    names = ("text", "utt2num_samples", "feats_shape", FEATURES)
+    tables = [path for scp in scps.values() for path in (scp, *map(scp.with_name, names)) if path.exists()]
+    digest = hashlib.sha256()
+    for path in [*tables, token_list]:
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)} ".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def check_statistics(scps: dict[str, Path], token_list: Path, output_dir: Path) -> None:
+    """Check that the data is what the statistics in `output_dir` were made of: ESPnet trains on what they list.
+
+    Raises:
+        UserError: it has changed since.
+    """
+    if _read(output_dir / _DATA) != _data_digest(scps, token_list):
+        raise UserError(
+            f"{output_dir}: statistics of other data than {' and '.join(str(scp.parent) for scp in scps.values())} and "
+            f"{token_list} hold now; run stage 10 again"
+        )
+
+
 def collect_statistics(
     scps: dict[str, Path],
     token_list: Path,
     token_type: str,
-    inputs: list[Path],
+    config: Path | None,
     arguments: list[str],
     output_dir: Path,
     **parallel,
@@ -83,18 +115,20 @@ def collect_statistics(
 
     Args:
         scps: of the ``train`` and the ``valid`` utterances.
-        inputs: files that the statistics depend on; while they and `arguments` stay, so do the statistics.
+        config: training configuration; while it, the data and `arguments` stay, so do the statistics.
         arguments: of asr_train: data and model.
         parallel: nj, cmd and slurm_config of `map_pieces`.
 
     Returns:
         False if `output_dir` was complete already.
     """
-    digest = hashlib.sha256("\n".join(arguments).encode())
-    for path in [*scps.values(), token_list, *inputs]:
-        digest.update(path.read_bytes())
+    data = _data_digest(scps, token_list)
+    digest = hashlib.sha256("\n".join([data, *arguments]).encode())
+    if config:
+        arguments = ["--config", str(config), *arguments]
+        digest.update(config.read_bytes())
     stamp = digest.hexdigest()[:16]
-    if (output_dir / ".stamp").exists() and (output_dir / ".stamp").read_text() == stamp:
+    if _read(output_dir / ".stamp") == stamp:
         return False
     # It moves into place when complete; pieces of other data or arguments are of no use.
     unfinished = output_dir.with_name(f"{output_dir.name}.unfinished")
@@ -115,12 +149,17 @@ def collect_statistics(
         directories.append(directory)
     with progress(desc="statistics", total=number, unit="piece") as bar:
         options = {"prepare": import_asr_train, "advance": lambda _: bar.update(), **parallel}
-        map_pieces(collect_piece, pieces, directory=unfinished / stamp, **options)
+        try:
+            map_pieces(collect_piece, pieces, directory=unfinished / stamp, **options)
+        except UserError:
+            _name_damaged_features(scps)
+            raise
     write_features(unfinished, read_features(scps["valid"].parent))
     _aggregate(directories, unfinished, len(token_list.read_text(encoding="utf-8").splitlines()), token_type)
     shutil.rmtree(unfinished / stamp)
-    with atomic_open(unfinished / ".stamp") as stream:
-        stream.write(stamp)
+    for name, content in ((_DATA, data), (".stamp", stamp)):
+        with atomic_open(unfinished / name) as stream:
+            stream.write(content)
     shutil.rmtree(output_dir, ignore_errors=True)
     os.replace(unfinished, output_dir)
     return True
@@ -142,18 +181,17 @@ def main() -> None:
     parser.add_argument("--nj", type=int, default=1, help="number of processes, or of Slurm's jobs (%(default)s)")
     parser.add_argument("--cmd", choices=["local", "slurm"], default="local", help="where they run (%(default)s)")
     parser.add_argument("--slurm_config", type=Path, metavar="YAML", help="settings of Slurm's jobs")
+    parser.add_argument("--check", action="store_true", help="only check that they are there, of the data as it is now")
     args, arguments = parser.parse_known_args()
     scps = {"train": args.train_scp, "valid": args.valid_scp}
-    inputs = [scp.with_name("text") for scp in scps.values()]
-    inputs += filter(Path.exists, (scp.with_name(FEATURES) for scp in scps.values()))
-    if args.asr_config:
-        inputs.append(args.asr_config)
-        arguments = ["--config", str(args.asr_config), *arguments]
+    if args.check:
+        check_statistics(scps, args.token_list, args.output_dir)
+        return
     made = collect_statistics(
         scps,
         args.token_list,
         args.token_type,
-        inputs,
+        args.asr_config,
         ["--token_type", args.token_type, "--token_list", str(args.token_list), *arguments],
         args.output_dir,
         nj=max(args.nj, 1),

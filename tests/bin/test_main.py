@@ -1,9 +1,13 @@
 """`espnet-lmu COMMAND`: what a user sees of a command that fails."""
 
+import subprocess
 import sys
 from types import SimpleNamespace
 
+import pytest
+
 from espnet_lmu.bin import main
+from espnet_lmu.data.files import naming
 
 
 def test_a_failed_file_operation_is_one_line(tmp_path, capsys, monkeypatch):
@@ -17,3 +21,21 @@ def test_a_failed_file_operation_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(main.COMMANDS, "fail", ("a_command", ""))
     assert main.main(["fail"]) == 1
     assert capsys.readouterr().err == f"error: {tmp_path}/file/below: Not a directory\n"
+
+
+def test_a_mistyped_command_is_one_line(capsys):
+    assert main.main(["transscribe"]) == 2
+    assert capsys.readouterr().err == "error: espnet-lmu has no command transscribe; did you mean transcribe?\n"
+    assert main.main(["qqq", "--help"]) == 2
+    assert "did you mean bench, doctor, " in capsys.readouterr().err
+
+
+def test_full_disks_are_named(tmp_path):
+    for name in ("ref", "hyp"):
+        (tmp_path / name).write_text("a LOW\n")
+    command = [sys.executable, "-m", "espnet_lmu.bin.main", "score", str(tmp_path / "ref"), str(tmp_path / "hyp")]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 1 and result.stderr == "error: standard output: No space left on device\n"
+    with pytest.raises(OSError, match=f"{tmp_path}"), naming(tmp_path):
+        raise OSError(28, "No space left on device")

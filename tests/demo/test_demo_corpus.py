@@ -74,12 +74,25 @@ def test_another_seed_makes_another_corpus(corpus, tmp_path):
     assert texts[0] != texts[1]
 
 
-def test_killed_process_is_one_line(tmp_path):
+def start(directory: Path) -> subprocess.Popen:
+    """The command, as soon as it has written something."""
     command = [sys.executable, "-m", "espnet_lmu.data.demo_corpus", "--nj", "2"]
-    command += ["--audio", str(tmp_path / "audio"), "--output", str(tmp_path / "data")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.rglob("*.flac")):
+    command += ["--audio", str(directory / "audio"), "--output", str(directory / "data")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(directory.rglob("*.flac")):
         time.sleep(0.05)
+    return process
+
+
+def test_ctrl_c_ends_it(tmp_path):
+    process = start(tmp_path)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors
+
+
+def test_killed_process_is_one_line(tmp_path):
+    process = start(tmp_path)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(workers[0]), signal.SIGKILL)
     _, errors = process.communicate(timeout=60)

@@ -1,13 +1,20 @@
 """asr.sh: its options, the errors a user meets, and stages that stop with one line when something is missing."""
 
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 import soundfile
 from recipe_tools import ASR_SH, make_set, one_line_error
 
 from espnet_lmu.data.kaldi_dir import read_table, write_table
+from espnet_lmu.data.table import make_data_dirs
+from espnet_lmu.errors import UserError
+from espnet_lmu.training.statistics import _data_digest
 
 
 @pytest.mark.parametrize(
@@ -22,6 +29,8 @@ from espnet_lmu.data.kaldi_dir import read_table, write_table
         (["3"], "unexpected argument: 3"),
         (["--stage", "two"], "--stage two: give a whole number"),
         (["--nproc", "two"], "--train_nj two: give a whole number"),
+        (["--train_nj", "0"], "--train_nj 0: give at least 1"),
+        (["--stage", "0", "--stop_stage", "0"], "--stop_stage 0: give at least 1"),
         (["--stage", "16"], "--stage 16: the last stage is 15"),
         (["--stage", "7", "--stop_stage", "3"], "--stage 7 --stop_stage 3: no stage to run"),
         (["--max_wav_duration", "abc"], "--max_wav_duration abc: give a number of seconds"),
@@ -38,9 +47,9 @@ from espnet_lmu.data.kaldi_dir import read_table, write_table
         (["--asr_config", "nowhere.yaml"], "--asr_config nowhere.yaml: no such file (relative paths start at /"),
         (["--pretrained_model", "exp/a.pth:encoder:encoder"], "--pretrained_model exp/a.pth: no such file"),
         (["--python", "nowhere"], "--python nowhere: no such program"),
-        (["--stage", "3"], "data/train: no such data directory"),
-        (["--stage", "4"], "dump/raw/org/train/utt2num_samples: no such file"),
-        (["--stage", "5"], "dump/raw/train/text: no such file"),
+        (["--stage", "3", "--stop_stage", "3"], "data/train: no such data directory"),
+        (["--stage", "4", "--stop_stage", "4"], "dump/raw/org/train/utt2num_samples: no such file"),
+        (["--stage", "5", "--stop_stage", "5"], "dump/raw/train/text: no such file"),
         (["--stage", "10"], "dump/raw/train/wav.scp: no such file; run stage 4 first"),
         (["--stage", "11"], "exp/asr_stats_raw_bpe30/.stamp: no such file; run stage 10 first"),
         (["--stage", "12"], "exp/asr_train_raw_bpe30/config.yaml: no such file; run stage 11 first"),
@@ -57,7 +66,14 @@ def test_training_data_that_cannot_be_split_are_one_line(recipe):
     for path in (data / "wav.scp", data / "text", stats / "train" / "speech_shape", stats / "train" / "text_shape.bpe"):
         write_table(path, {"a": "1", "b": "2"})
     (stats / ".stamp").touch()
-    message = one_line_error(recipe.run("--stage", "11", "--num_splits_asr", "3"))
+    arguments = ["--stage", "11", "--num_splits_asr", "3"]
+    data, token_list = data.parent, recipe.directory / "data" / "token_list" / "bpe_unigram30" / "tokens.txt"
+    scps = {part: data / part / "wav.scp" for part in ("train", "valid")}
+    write_table(scps["valid"], {"a": "1"})
+    write_table(token_list, {"<blank>": ""})
+    assert "statistics of other data than dump/raw/train and dump/raw/valid" in one_line_error(recipe.run(*arguments))
+    (stats / ".data").write_text(_data_digest(scps, token_list))
+    message = one_line_error(recipe.run(*arguments))
     assert (
         "stage 11: --num_splits_asr 3: splitting dump/raw/train failed: RuntimeError: The number of lines " in message
     )
@@ -92,7 +108,7 @@ def test_wrong_corpus_stops_stage_1(recipe):
         make_set(source / name, 2)
     text = source / "valid" / "text"
     text.write_text(text.read_text() + "stranger HIGH\n")
-    message = one_line_error(recipe.run())
+    message = one_line_error(recipe.run("--stop_stage", "1"))
     assert "data/valid: 1 incomplete" in message and "stranger: not in wav.scp, utt2spk" in message
     assert '--check_policy "incomplete=drop"' in message
 
@@ -112,3 +128,46 @@ def test_stages_1_to_5_name_their_directories_as_espnet_does_and_can_run_again(r
     assert (recipe.directory / "data" / "en_token_list" / "char" / "tokens.txt").exists()
     assert recipe.run(*arguments).returncode == 0
     assert not list(recipe.directory.rglob("*.tmp"))
+
+
+def test_ctrl_c_is_no_error_of_the_data(recipe):
+    script = recipe.directory / "local" / "data.sh"
+    script.write_text("#!/usr/bin/env bash\ntouch started\nexec sleep 100\n")
+    process = subprocess.Popen(
+        recipe.command("--stop_stage", "1"),
+        cwd=recipe.directory,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (recipe.directory / "started").exists():
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors == "interrupted; the same command goes on from here\n"
+
+
+def test_a_corpus_in_a_table(tmp_path):
+    table = tmp_path / "table.csv"
+
+    def make(text: str) -> None:
+        table.write_text(text, encoding="utf-8")
+        make_data_dirs(table, ["train", "test"], tmp_path / "data")
+
+    for text, message in (
+        ("train,a.wav,ann\n", "line 1: 3 columns; give SET,FILE,SPEAKER,TEXT"),
+        ("train,a.wav,ann,yes\n\ntrian,b.wav,bob,no\n", "line 3: the set 'trian' is none of train, test"),
+        ("train,,ann,yes\n", "line 1: an empty FILE"),
+        ("train,a.wav,ann,yes\ntest,a.wav,ann,yes\n", "line 2: a.wav of ann is in line 1 already"),
+        ("train,a.wav,ann,yes\n", "table.csv: no line of the set test"),
+        ('train,a.wav,ann,"yes\n', "line 1: unexpected end of data"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make(text)
+    assert not (tmp_path / "data" / "test").exists()
+    make('train,my dir/a b.wav,ann lee,"yes, YES"\ntest,c.wav,bob,no\n')
+    assert read_table(tmp_path / "data" / "train" / "text") == {"ann_lee-my_dir-a_b": "yes, YES"}
+    assert read_table(tmp_path / "data" / "train" / "utt2spk") == {"ann_lee-my_dir-a_b": "ann_lee"}
+    assert read_table(tmp_path / "data" / "train" / "wav.scp") == {
+        "ann_lee-my_dir-a_b": str(tmp_path / "my dir" / "a b.wav")
+    }

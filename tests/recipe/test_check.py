@@ -194,11 +194,26 @@ def test_command_prints_a_table_and_one_line_for_all_that_stops(data_set, tmp_pa
             parse_policies(policy)
 
 
-def test_options_of_the_encoder_are_checked_before_features_are_computed(data_set, tmp_path):
-    config = tmp_path / "train.yaml"
-    config.write_text("encoder: lmu\nencoder_conf: {block_type: macaron}\n")
-    result = run_module("espnet_lmu.data.check", "--asr_config", config, data_set("train", 2))
-    assert f"{config}: encoder_conf: got an unexpected option 'block_type'" in one_line_error(result)
+def test_training_data_in_a_test_set_is_named(data_set, tmp_path):
+    train, test = data_set("train", 4), data_set("test", 2)
+    arguments = ["--test", "--training", train, test]
+    assert "warning" not in run_module("espnet_lmu.data.check", train, *arguments[1:]).stdout
+    for name in ("wav.scp", "text", "utt2spk"):
+        row = (train / name).read_text().splitlines()[-1].replace("spk1-003", "spk9-999", 1)
+        (test / name).write_text((test / name).read_text() + row + "\n")
+    result = run_module("espnet_lmu.data.check", *arguments)
+    assert f"warning: {test}: 1 utterances are training data ({train}): spk9-999" in result.stdout
+
+
+def test_damaged_records_of_earlier_runs(data_set):
+    directory = data_set("train", 2)
+    run_check(directory)
+    (directory / ".audio.jsonl").write_text("[1, 2")
+    run_check(directory)
+    assert len((directory / ".audio.jsonl").read_text().splitlines()) == 2
+    (directory / "check.json").write_text("{")
+    with pytest.raises(UserError, match="check.json: damaged; .* delete it"):
+        run_check(directory)
 
 
 def test_damaged_tables_and_empty_sets_are_one_line(data_set, tmp_path):

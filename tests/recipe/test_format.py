@@ -17,7 +17,7 @@ import torchaudio
 from recipe_tools import RATE, ROOT, one_line_error, run_module, tone_words
 
 from espnet_lmu.data import format
-from espnet_lmu.data.audio import read_audio, resample
+from espnet_lmu.data.audio import audio_length, read_audio, resample
 from espnet_lmu.data.filter import filter_data_dir, read_durations
 from espnet_lmu.data.format import _SHARD_SIZE, fbank, format_data_dir
 from espnet_lmu.data.kaldi_dir import read_data_dir, read_table, write_data_dir, write_table
@@ -134,7 +134,26 @@ def test_finished_shards_are_kept_until_their_source_or_options_change(data_set,
     next((target / "data" / "format.1").glob("*.flac")).unlink()
     format_data_dir(source, target, "raw", RATE, nj=1)
     assert made()["format.1.json"] != first["format.1.json"]
-    assert len(list((target / "data" / "format.1").glob("*.flac"))) == _SHARD_SIZE
+    files = list((target / "data" / "format.1").glob("*.flac"))
+    assert len(files) == _SHARD_SIZE
+    size = files[0].stat().st_size
+    os.truncate(files[0], size // 2)
+    format_data_dir(source, target, "raw", RATE, nj=1)
+    assert files[0].stat().st_size == size
+
+
+def test_rates_that_nobody_uses(tmp_path):
+    noise = np.random.default_rng(0).standard_normal(60000).astype(np.float32) * 0.1
+    for rate in (3999, 384001, 768001):
+        soundfile.write(tmp_path / "a.wav", noise, rate)
+        for read in (read_audio, audio_length):
+            with pytest.raises(UserError, match=f"a.wav: a sampling rate of {rate} Hz; it must be from 4000 to 384000"):
+                read(tmp_path / "a.wav")
+    # No common divisor with 16,000: the filter of the exact ratio would take gigabytes.
+    for odd, near in ((11127, 11128), (44101, 44100)):
+        samples = resample(noise, odd, RATE)
+        assert abs(len(samples) - len(noise) * RATE / odd) < 2
+        assert np.abs(samples[:1000] - resample(noise, near, RATE)[:1000]).max() < 0.05
 
 
 def test_unreadable_recordings_are_named_and_nothing_is_half_written(data_set, tmp_path):

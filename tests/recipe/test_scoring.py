@@ -133,6 +133,9 @@ def test_score_command(files, tmp_path, capsys):
     assert output[0] == "|dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err|"
     assert output[2].startswith("|WER|3|6|66.7|") and output[3].startswith("|CER|3|24|")
     assert "id: u3" in (tmp_path / "result.txt").read_text()
+    reference = files[0].read_text()
+    assert command.main(["score", *map(str, files), "--alignment", str(files[0])]) == 1
+    assert "would replace a file of texts" in capsys.readouterr().err and files[0].read_text() == reference
     assert command.main(["score", str(files[0]), str(tmp_path / "nowhere")]) == 1
     assert capsys.readouterr().err.startswith("error: ") and not (tmp_path / "nowhere").exists()
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -131,6 +132,22 @@ def test_pieces_end_with_the_process_that_was_killed(tmp_path):
     parent.kill()
     parent.join()
     wait_until(lambda: not alive(int(process_id.read_text())))
+
+
+def interrupted(process_id: Path) -> None:
+    os.setsid()
+    map_pieces(stay, {"stay": (process_id,), "other": (process_id,)}, directory=process_id.parent / "pieces", nj=2)
+
+
+def test_ctrl_c_ends_all(tmp_path):
+    process_id = tmp_path / "process_id"
+    process = multiprocessing.get_context("fork").Process(target=interrupted, args=(process_id,))
+    process.start()
+    wait_until(process_id.exists)
+    os.killpg(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 1 and not alive(int(process_id.read_text()))  # 1: a KeyboardInterrupt
+    assert not list(tmp_path.rglob("*.failed"))
 
 
 def test_result_that_cannot_be_written_is_no_kill(tmp_path):

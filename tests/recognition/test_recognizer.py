@@ -147,6 +147,14 @@ def test_short_and_wrong_input(recognizer):
     ):
         with pytest.raises(UserError, match=message):
             recognizer.transcribe((samples, RATE))
+    for audio, message in (
+        (np.zeros(100), "give the path of a file, or .samples, rate."),
+        ((np.zeros(100), RATE, 1), "give the path of a file, or .samples, rate."),
+        ((np.zeros((2, RATE)), RATE), "frames first"),
+        ((np.zeros(100), 0), "a sampling rate of 0 Hz"),
+    ):
+        with pytest.raises(UserError, match=message):
+            recognizer.transcribe(audio)
 
 
 def test_importing_the_package_loads_nothing_of_this():

@@ -218,6 +218,7 @@ def test_what_is_missing_is_one_line(recipe, capsys):
     assert main(["report", "exp/asr_tiny", "--decoding", "decode_beam"]) == 1
     (recipe / "exp/empty").mkdir()
     assert main(["report", "exp/empty"]) == 1
+    assert main(["report", "exp/asr_tiny", "--data_feats", "dump/fbankk"]) == 1
     (recipe / "exp/asr_tiny/checkpoint.pth").write_bytes(b"x")
     assert main(["report", "exp/asr_tiny"]) == 1
     errors = capsys.readouterr().err.splitlines()
@@ -225,6 +226,7 @@ def test_what_is_missing_is_one_line(recipe, capsys):
         "error: exp/nowhere: no such experiment directory",
         "error: exp/asr_tiny: no scored decoding decode_beam; there are: decode_greedy",
         "error: exp/empty: no decoding with scores; run stages 12 and 13 first",
+        "error: --data_feats dump/fbankk: none of the test sets is there: test",
         "error: exp/asr_tiny/checkpoint.pth: not the state of a training, or damaged; run stage 11 again",
     ]
     assert not (recipe / "exp/asr_tiny/report.html").exists()

@@ -59,6 +59,17 @@ def test_samples_of_a_pipe_whatever_its_pieces():
     blocks = list(pcm_blocks(Pipe(data + b"x"), RATE))
     assert len(blocks) > 40
     np.testing.assert_array_equal(np.concatenate(blocks), samples.astype(np.float32) / 32768)
+    assert len(np.concatenate(list(pcm_blocks(io.BytesIO(data[:2]), RATE)))) == 1
+
+
+def test_a_pipe_with_something_else(tmp_path):
+    for format, name in {"WAV": "WAV", "FLAC": "FLAC", "OGG": "Ogg", "NIST": "SPHERE"}.items():
+        soundfile.write(tmp_path / "a", make_audio(0.5), RATE, format=format)
+        with pytest.raises(UserError, match=f"-: an? {name} file; give its name"):
+            list(pcm_blocks(io.BytesIO((tmp_path / "a").read_bytes()), RATE))
+    for nothing in (b"", b"x"):
+        with pytest.raises(UserError, match="ended without a sample"):
+            list(pcm_blocks(io.BytesIO(nothing), RATE))
 
 
 PARTIALS = [

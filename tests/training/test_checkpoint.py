@@ -125,3 +125,18 @@ def test_espnet_writes_through_it(module):
     assert patched.torch.save is atomic_save
     assert patched.torch.nn is torch.nn
     assert torch.save is not atomic_save
+
+
+def test_espnet_writes_its_configuration_at_once(tmp_path):
+    import espnet2.tasks.abs_task as abs_task
+
+    config = abs_task.Path(tmp_path) / "config.yaml"
+    with config.open("w", encoding="utf-8") as stream:
+        stream.write("encoder: lmu\n")
+    with pytest.raises(OSError, match="No space left"), config.open("w", encoding="utf-8") as stream:
+        stream.write("enc")
+        raise OSError(28, "No space left on device")
+    assert config.read_text() == "encoder: lmu\n" and list(tmp_path.iterdir()) == [config]
+    with (abs_task.Path(tmp_path) / "other").open("w") as stream:
+        stream.write("x")
+    assert (tmp_path / "other").read_text() == "x"

@@ -1,34 +1,74 @@
-"""Stage 10's statistics."""
+"""Stage 10's statistics: of the data as it is, or not used."""
 
+from pathlib import Path
+
+import kaldiio
+import numpy as np
 import pytest
 
+from espnet_lmu.data.kaldi_dir import write_table
 from espnet_lmu.errors import UserError
-from espnet_lmu.training.statistics import collect_piece
+from espnet_lmu.training import statistics
+from espnet_lmu.training.statistics import _data_digest, _name_damaged_features, check_statistics
 
 
-def test_options_that_espnet_does_not_know_are_named(tmp_path):
-    config = tmp_path / "train.yaml"
-    config.write_text("encoder: lmu\nbatch_tipe: numel\n")
-    for arguments, option in ((["--max_epochh", "3"], "--max_epochh"), (["--config", str(config)], "batch_tipe")):
-        with pytest.raises(UserError, match=f"asr_train: unrecognized arguments: {option}.*; correct --asr_args or"):
-            collect_piece(arguments, str(tmp_path))
+@pytest.fixture
+def data(tmp_path) -> tuple[dict[str, Path], Path, Path]:
+    """The tables of two sets, a token list, and statistics that are of them."""
+    scps = {part: tmp_path / part / "wav.scp" for part in ("train", "valid")}
+    for scp in scps.values():
+        write_table(scp, {"a": "a.flac", "b": "b.flac"})
+        write_table(scp.with_name("text"), {"a": "LOW", "b": "HIGH"})
+        write_table(scp.with_name("utt2num_samples"), {"a": "1000", "b": "2000"})
+    tokens, output = tmp_path / "tokens.txt", tmp_path / "stats"
+    tokens.write_text("<blank>\nLOW\nHIGH\n")
+    output.mkdir()
+    (output / ".data").write_text(_data_digest(scps, tokens))
+    return scps, tokens, output
 
 
-@pytest.mark.parametrize(
-    "line, message",
-    [
-        (
-            "optim_conf: {lr: 1e-3}",
-            "lr: 1e-3 is text to YAML, which wants a point in a number: 1.0e-3",
-        ),
-        (
-            "scheduler_conf: {milestones: [5, 2E4]}",
-            "milestones: 2E4 is text .*: 2.0e4; correct --asr_args",
-        ),
-    ],
-)
-def test_a_number_that_yaml_takes_for_text_is_named(line, message, tmp_path):
-    config = tmp_path / "train.yaml"
-    config.write_text(f"encoder: lmu\n{line}\n")
-    with pytest.raises(UserError, match=message):
-        collect_piece(["--config", str(config)], str(tmp_path))
+def test_statistics_of_the_same_data_are_used(data):
+    check_statistics(*data)
+
+
+@pytest.mark.parametrize("changed", ["wav.scp", "text", "utt2num_samples"])
+@pytest.mark.parametrize("part", ["train", "valid"])
+def test_those_of_other_data_are_refused(data, changed, part):
+    scps, _, output = data
+    write_table(scps[part].with_name(changed), {"a": "1", "b": "3"})
+    with pytest.raises(UserError, match=f"{output}: statistics of other data than .*; run stage 10 again"):
+        check_statistics(*data)
+
+
+def test_and_those_of_other_tokens_or_of_an_earlier_version(data):
+    _, tokens, output = data
+    tokens.write_text("<blank>\nLOW\n")
+    with pytest.raises(UserError, match="run stage 10 again"):
+        check_statistics(*data)
+    (output / ".data").unlink()
+    with pytest.raises(UserError, match="run stage 10 again"):
+        check_statistics(*data)
+
+
+def test_features_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    features = {key: np.ones((50, 80), np.float32) for key in ("a", "b", "c")}
+    kaldiio.save_ark(str(tmp_path / "f.ark"), features, scp=str(tmp_path / "feats.scp"))
+    for name in ("train", "valid"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "feats.scp").write_text((tmp_path / "feats.scp").read_text())
+        (tmp_path / name / "text").write_text("a LOW\nb LOW\nc LOW\n")
+    scps = {part: tmp_path / part / "feats.scp" for part in ("train", "valid")}
+    _name_damaged_features(scps)
+
+    def fail(*_, **__):
+        raise UserError("a piece failed")
+
+    monkeypatch.setattr(statistics, "map_pieces", fail)
+    (tmp_path / "tokens.txt").touch()
+    arguments = scps, tmp_path / "tokens.txt", "char", None, [], tmp_path / "stats"
+    with pytest.raises(UserError, match="a piece failed"):
+        statistics.collect_statistics(*arguments, nj=1)
+    for cut in (40000, 33000, 20000, 16010, 16002):
+        (tmp_path / "f.ark").write_bytes((tmp_path / "f.ark").read_bytes()[:cut])
+        with pytest.raises(UserError, match=r"f\.ark:\d+: features cannot be read .*; run stage 3 again"):
+            statistics.collect_statistics(*arguments, nj=1)

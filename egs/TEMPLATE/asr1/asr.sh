@@ -20,6 +20,7 @@ die() {
     echo "error: $*" >&2
     exit 1
 }
+trap 'echo "interrupted; the same command goes on from here" >&2 && exit 130' INT
 
 # Every option and its default; the comment is its help. --help prints this list.
 # BEGIN OPTIONS
@@ -132,13 +133,15 @@ if "${help}"; then
 fi
 
 need_number() { [[ "${!1}" =~ ^[0-9]+$ ]] || die "--$1 ${!1}: give a whole number"; }
+need_positive() { need_number "$1" && [ "${!1}" -ge 1 ] || die "--$1 ${!1}: give at least 1"; }
 need_decimal() { [[ "${!1}" =~ ^([0-9]+\.?[0-9]*|\.[0-9]+)$ ]] || die "--$1 ${!1}: give a number of seconds"; }
 need_one_of() {
     local name=$1
     shift
     [[ " $* " == *" ${!name} "* ]] || die "--${name} ${!name}: give one of: $*"
 }
-for name in stage stop_stage ngpu num_nodes nj train_nj num_splits_asr nbpe ngram_num inference_nj; do need_number "${name}"; done
+for name in stage ngpu; do need_number "${name}"; done
+for name in stop_stage num_nodes nj train_nj num_splits_asr nbpe ngram_num inference_nj; do need_positive "${name}"; done
 [ "${stage}" -le 15 ] || die "--stage ${stage}: the last stage is 15"
 [ "${stage}" -le "${stop_stage}" ] || die "--stage ${stage} --stop_stage ${stop_stage}: no stage to run"
 for name in min_wav_duration max_wav_duration; do need_decimal "${name}"; done
@@ -244,6 +247,18 @@ if [ "${ngpu}" -gt 0 ] && [ "${cmd}" = local ] && runs 11; then
             "--stop_stage 10 to prepare the data alone"
 fi
 
+if [ "${stage}" -le 10 ] && [ "${stop_stage}" -ge 10 ]; then
+    settings_args=()
+    [ "${feats_type}" = raw ] || settings_args+=(--input_size 80)
+    if runs 11 && runs 12; then
+        settings_args+=(--inference_asr_model "${inference_asr_model}" --inference_args="${inference_args}")
+        [ -z "${inference_config}" ] || settings_args+=(--inference_config "${inference_config}")
+    fi
+    # shellcheck disable=SC2086
+    "${python}" -m espnet_lmu.training.settings ${settings_args[@]+"${settings_args[@]}"} \
+        ${asr_config:+--config "${asr_config}"} ${asr_args}
+fi
+
 if runs 1; then
     log "Stage 1: data/${original_train_set}, data/${valid_set}, data for ${test_sets}"
     [ -x local/data.sh ] || die "local/data.sh: not found; start the recipe's run.sh, not asr.sh"
@@ -251,7 +266,8 @@ if runs 1; then
     python=${python} train_set=${original_train_set} valid_set=${valid_set} test_sets=${test_sets} \
         local/data.sh ${local_data_opts}
     check_data "data/${original_train_set}" "data/${valid_set}"
-    [ ${#pure_test_sets[@]} -eq 0 ] || check_data --test "${pure_test_sets[@]/#/data/}"
+    [ ${#pure_test_sets[@]} -eq 0 ] ||
+        check_data --test --training "data/${original_train_set}" "${pure_test_sets[@]/#/data/}"
 fi
 
 if runs 2 && [ -n "${speed_perturb_factors}" ]; then
@@ -329,8 +345,11 @@ run_training() {
     epoch_results+=' (.*cer_ctc=([^,]+),)?.*\bloss=([^,]+),.*/\1: train loss \3 in \4, valid loss \7, CER \6/;T;s/, CER $//;p'
     touch "${train_log}"
     logged=$(wc -l <"${train_log}")
-    "${python}" "$@" 2>&1 | tee -a "${train_log}" | sed -unE -e "${epoch_started}" -e "${epoch_results}" ||
+    "${python}" "$@" 2>&1 | tee -a "${train_log}" | sed -unE -e "${epoch_started}" -e "${epoch_results}" || {
+        [ "${PIPESTATUS[1]}" -eq 0 ] || die "stage ${stage_name}: ${train_log} cannot be written (disk full?);" \
+            "run this again once that is mended"
         die "stage ${stage_name}: training failed: $(what_failed "${train_log}") (log: ${train_log})"
+    }
 }
 
 lm_text=${data_feats}/lm_train.txt
@@ -420,16 +439,18 @@ if runs 9 && "${use_ngram}"; then
         ${bpemodel_args[@]+"${bpemodel_args[@]}"} --tools "${root}/egs/TEMPLATE/tools/kenlm" "$(ngram_file "${ngram_unit}")"
 fi
 
+statistics_args=(--output_dir "${asr_stats_dir}" --token_type "${token_type}" --token_list "${token_list}")
+statistics_args+=(--train_scp "${data_feats}/${train_set}/${speech_scp}")
+statistics_args+=(--valid_scp "${data_feats}/${valid_set}/${speech_scp}")
+
 if runs 10; then
     log "Stage 10: statistics: ${asr_stats_dir}"
     need_file "${data_feats}/${train_set}/${speech_scp}" 4
     need_file "${token_list}" 5
     data_in train "${data_feats}/${train_set}"
     # shellcheck disable=SC2086
-    "${python}" -m espnet_lmu.training.statistics "${parallel_args[@]}" --nj "${nj}" --output_dir "${asr_stats_dir}" \
-        --train_scp "${data_feats}/${train_set}/${speech_scp}" --valid_scp "${data_feats}/${valid_set}/${speech_scp}" \
-        --token_type "${token_type}" --token_list "${token_list}" ${asr_config:+--asr_config "${asr_config}"} \
-        "${data_args[@]}" "${data_paths[@]}" ${asr_args}
+    "${python}" -m espnet_lmu.training.statistics "${statistics_args[@]}" "${parallel_args[@]}" --nj "${nj}" \
+        ${asr_config:+--asr_config "${asr_config}"} "${data_args[@]}" "${data_paths[@]}" ${asr_args}
 fi
 
 if runs 11; then
@@ -440,6 +461,8 @@ if runs 11; then
     fi
     log "Stage 11: training: ${asr_exp} (log: ${train_log})"
     need_file "${asr_stats_dir}/.stamp" 10
+    need_file "${token_list}" 5
+    ! "${first_launch}" || "${python}" -m espnet_lmu.training.statistics --check "${statistics_args[@]}"
     mkdir -p "${asr_exp}"
     data_args+=(--token_type "${token_type}" --token_list "${token_list}" ${asr_config:+--config "${asr_config}"})
     if [ "${feats_normalize}" = global_mvn ]; then

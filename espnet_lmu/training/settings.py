@@ -1,0 +1,154 @@
+"""The settings of a training, checked before the hours that its data takes.
+
+ESPnet itself finds a mistyped setting when it is used: an augmentation in stage 10, a scheduler in stage 11, and the
+criterion by which epochs are kept not even at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+from espnet_lmu.data.files import command_line
+from espnet_lmu.decoding.settings import read_settings
+from espnet_lmu.errors import UserError
+from espnet_lmu.hook import check_arguments, ignore_espnets_warnings
+
+_CTC_VALUES = ("loss", "loss_ctc", "cer_ctc")
+_DECODER_VALUES = ("loss_att", "acc", "cer", "wer", "loss_transducer", "cer_transducer", "wer_transducer")
+_INTERMEDIATE = re.compile(r"(loss|cer)_interctc_layer\d+")
+_CHOSEN = re.compile(r"(train|valid)\.(\w+?)\.(best|ave(_\d+best)?)\.pth")  # model files named after a criterion
+
+
+def _check_value(option: str, phase: str, name: str, mode: str, ctc_alone: bool) -> None:
+    """Refuse what no epoch has a number for; ESPnet would pass over it, or compare NaN with NaN."""
+    spelling = f"{option} {phase} {name} {mode}"
+    if phase not in ("train", "valid") or mode not in ("min", "max"):
+        raise UserError(f"{spelling}: give train or valid, a name, and min or max, such as valid cer_ctc min")
+    if name not in _CTC_VALUES + _DECODER_VALUES and not _INTERMEDIATE.fullmatch(name):
+        known = ", ".join(_CTC_VALUES if ctc_alone else _CTC_VALUES + _DECODER_VALUES)
+        raise UserError(f"{spelling}: an epoch has no {name}, but {known}")
+    if ctc_alone and name in _DECODER_VALUES:
+        raise UserError(f"{spelling}: a model of CTC alone has no {name}; give valid cer_ctc min or valid loss min")
+    if phase == "train" and name.startswith("cer"):
+        raise UserError(f"{spelling}: error rates are of the validation set; give valid")
+
+
+def _check_criteria(args: argparse.Namespace, default: list) -> None:
+    """Refuse criteria that choose nothing. Of ESPnet's own, by loss and by accuracy, the loss is always there."""
+    if args.model != "espnet":
+        return  # one with values of its own
+    ctc_alone = (args.model_conf or {}).get("ctc_weight", 0.5) == 1.0
+    if args.best_model_criterion != default:
+        for criterion in args.best_model_criterion:
+            _check_value("best_model_criterion", *criterion, ctc_alone)
+    if args.patience is not None:
+        _check_value("early_stopping_criterion", *args.early_stopping_criterion, ctc_alone)
+    kept = args.keep_nbest_models if isinstance(args.keep_nbest_models, list) else [args.keep_nbest_models]
+    if min(kept, default=1) < 1:
+        raise UserError(f"keep_nbest_models {args.keep_nbest_models}: give at least 1")
+
+
+def _check_parts(args: argparse.Namespace) -> None:
+    """Make what does not need the data: frontend, augmentation, encoder, optimizer, scheduler."""
+    import torch
+    from espnet2.tasks import asr
+    from espnet2.tasks.abs_task import scheduler_classes
+
+    def make(option: str, function, *arguments):
+        try:
+            return function(*arguments, **(getattr(args, f"{option}_conf") or {}))
+        except Exception as error:  # whatever the classes raise
+            message = re.sub(r"^\w+(\.\w+)*\.__init__\(\) ", "", " ".join(str(error).split()))
+            raise UserError(f"{option}_conf: {message.replace('keyword argument', 'option')}") from None
+
+    size = args.input_size
+    if size is None:
+        size = make("frontend", asr.frontend_choices.get_class(args.frontend)).output_size()
+    if args.specaug is not None:
+        make("specaug", asr.specaug_choices.get_class(args.specaug))
+    if args.preencoder is None:
+        with torch.device("meta"):  # no memory, however large
+            make("encoder", asr.encoder_choices.get_class(args.encoder), size)
+    toy = torch.nn.Linear(2, 2)
+    (optimizer,) = make("optim", lambda **_: asr.ASRTask.build_optimizers(args, toy))
+    if args.scheduler is not None:
+        make("scheduler", scheduler_classes[args.scheduler], optimizer)
+
+
+def _given_config(arguments: list[str]) -> str | None:
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    parser.add_argument("--config")
+    return parser.parse_known_args(arguments)[0].config
+
+
+def check_training(arguments: list[str]) -> argparse.Namespace:
+    """Check `arguments` of asr_train, its ``--config`` among them, as far as that goes without the data.
+
+    Returns:
+        all settings.
+
+    Raises:
+        UserError: options that asr_train, a part of the model or a scheduler does not take, or criteria that choose no
+            epoch.
+    """
+    ignore_espnets_warnings()
+    from espnet2.tasks.asr import ASRTask
+
+    parser, remedy = ASRTask.get_parser(), "--asr_args"
+    default = parser.get_default("best_model_criterion")  # a configuration replaces the parser's defaults
+    if config := _given_config(arguments):
+        remedy += f" or {config}"
+    check_arguments("asr_train", parser, arguments, remedy)
+    args = parser.parse_args(arguments)
+    try:
+        _check_criteria(args, default)
+        _check_parts(args)
+    except UserError as error:
+        raise UserError(f"{error}; correct {remedy}") from None
+    return args
+
+
+def _check_inference_model(name: str, args: argparse.Namespace) -> None:
+    """Refuse the name of a model that no criterion of the training makes."""
+    match = _CHOSEN.fullmatch(name)
+    made = [f"{phase}.{value}.ave.pth" for phase, value, _ in args.best_model_criterion]
+    if match and f"{match[1]}.{match[2]}.ave.pth" not in made:
+        raise UserError(
+            f"--inference_asr_model {name}: by its best_model_criterion this training makes {', '.join(made)}; "
+            "give one of these, or another criterion"
+        )
+
+
+def _check_inference(config: Path, arguments: str) -> None:
+    if "decoding" in read_settings(config):
+        return
+    from espnet2.bin import asr_inference
+
+    command = ["--config", str(config), *shlex.split(arguments), "--output_dir", "."]
+    command += ["--data_path_and_name_and_type", "wav.scp,speech,sound"]
+    check_arguments("asr_inference", asr_inference.get_parser(), command, f"--inference_args or {config}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m espnet_lmu.training.settings",
+        usage="%(prog)s [OPTION ...] [ARGUMENT OF asr_train ...]",
+        description=__doc__,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--inference_asr_model", metavar="NAME", help="model file that stage 12 is to decode with")
+    parser.add_argument("--inference_config", type=Path, metavar="YAML", help="decoding configuration")
+    parser.add_argument("--inference_args", default="", metavar="ARGUMENTS", help="further arguments of asr_inference")
+    args, arguments = parser.parse_known_args()
+    training = check_training([*arguments, "--output_dir", "."])
+    if args.inference_asr_model:
+        _check_inference_model(args.inference_asr_model, training)
+    if args.inference_config:
+        _check_inference(args.inference_config, args.inference_args)
+
+
+if __name__ == "__main__":
+    command_line(main)
