@@ -19,6 +19,7 @@ from espnet_lmu.hook import check_arguments, ignore_espnets_warnings
 _CTC_VALUES = ("loss", "loss_ctc", "cer_ctc")
 _DECODER_VALUES = ("loss_att", "acc", "cer", "wer", "loss_transducer", "cer_transducer", "wer_transducer")
 _INTERMEDIATE = re.compile(r"(loss|cer)_interctc_layer\d+")
+_PLAIN_ENCODERS = ("lmu", "conformer", "e_branchformer", "branchformer", "transformer")  # others may load files
 _CHOSEN = re.compile(r"(train|valid)\.(\w+?)\.(best|ave(_\d+best)?)\.pth")  # model files named after a criterion
 
 
@@ -64,12 +65,12 @@ def _check_parts(args: argparse.Namespace) -> None:
             message = re.sub(r"^\w+(\.\w+)*\.__init__\(\) ", "", " ".join(str(error).split()))
             raise UserError(f"{option}_conf: {message.replace('keyword argument', 'option')}") from None
 
-    size = args.input_size
-    if size is None:
-        size = make("frontend", asr.frontend_choices.get_class(args.frontend)).output_size()
+    size = args.input_size or 80
+    if args.input_size is None and args.frontend == "default":
+        size = make("frontend", asr.frontend_choices.get_class("default")).output_size()
     if args.specaug is not None:
         make("specaug", asr.specaug_choices.get_class(args.specaug))
-    if args.preencoder is None:
+    if args.encoder in _PLAIN_ENCODERS:
         with torch.device("meta"):  # no memory, however large
             make("encoder", asr.encoder_choices.get_class(args.encoder), size)
     toy = torch.nn.Linear(2, 2)
