@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -104,12 +105,20 @@ def follow_parent() -> None:
 
 @contextlib.contextmanager
 def interrupted_later() -> Iterator[None]:
-    """Hold Ctrl-C back: in the block processes are forked, which answer it as this one until `follow_parent`."""
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Put Ctrl-C off to the end of the block, in which processes are forked: they take it as this one does until
+    `follow_parent`."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield  # a job in the background, or a thread that gets no Ctrl-C
+        return
+    interrupts = []
+    signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        signal.signal(signal.SIGINT, handler)
+    if interrupts:
+        raise KeyboardInterrupt
 
 
 def _run_logged(piece: _Piece) -> None:

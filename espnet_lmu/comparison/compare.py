@@ -23,6 +23,7 @@ from espnet_lmu.data.features import check_features, read_features
 from espnet_lmu.data.files import atomic_open, command_line, read_yaml
 from espnet_lmu.errors import UserError
 from espnet_lmu.training.history import History, read_history
+from espnet_lmu.training.statistics import DATA_DIGEST
 
 _CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -64,7 +65,7 @@ class Comparison:
     def prepare(self) -> None:
         """Stages 1 to 5, and the statistics; features do not depend on the encoder."""
         stats = self.root / "stats"
-        if (stats / ".stamp").exists():
+        if (stats / DATA_DIGEST).exists():
             return
         first = next(iter(self.encoders.values()))
         run = Run("statistics", self.args.learning_rates[0], self.args.seeds[0], self.root / "statistics")

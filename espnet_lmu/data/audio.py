@@ -13,7 +13,7 @@ from espnet_lmu.errors import UserError
 _STREAMED = 0x7FFFFFFF - 1024  # A WAV header written to a pipe claims about this size, or twice it.
 _LONGEST = 1 << 40  # samples; libsndfile states more where a header is silent
 _RATES = range(4000, 384001)  # Hz, of speech and of all equipment
-_FINEST = 1000  # greatest term of the fraction that stands for the ratio of two rates
+_FILTER_SIZE = 1 << 23  # taps, about the product of the terms of the fraction that stands for the ratio of two rates
 
 # Formats whose files libsndfile quietly shortens to what is there, and how it then describes them.
 _SHORTENED = ("WAV", "WAVEX", "NIST", "AIFF", "AU", "W64", "RF64", "CAF", "OGG")
@@ -124,10 +124,11 @@ def resample(samples: np.ndarray, rate: int, new_rate: int, speed: float = 1.0) 
 
     # Rates whose greatest common divisor is small (44.1 kHz, 1.05 times as fast) would need a filter of a gigabyte, so
     # the rate is changed first. The new one, 16 kHz say, times a speed of two decimals has a large divisor. Usual rates
-    # are exact as fractions; of odd ones (11,127 Hz) the nearest is off by less than a millionth.
+    # are exact as fractions; of odd ones (16,001 Hz) the nearest with a small filter is off by 0.02 % or less.
     for source in (rate, round(new_rate * speed)):
         if source != new_rate:
-            ratio = Fraction(source, new_rate).limit_denominator(_FINEST)
+            ratio = Fraction(source, new_rate)
+            ratio = ratio.limit_denominator(int((_FILTER_SIZE / ratio) ** 0.5))
             samples = torchaudio.functional.resample(
                 torch.from_numpy(samples), ratio.numerator, ratio.denominator
             ).numpy()

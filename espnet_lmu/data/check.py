@@ -387,11 +387,13 @@ def main() -> None:
             found = check_formatted(directory, fs, policies, transcripts)
         else:
             found = check_data_dir(directory, fs, policies, transcripts, **parallel)
-            warn_of_training_data(directory, training)
         if found:
             stopping[directory] = found
     if stopping:
         raise UserError(stop_message(stopping))
+    if not args.formatted:
+        for directory in args.directories:
+            warn_of_training_data(directory, training)
 
 
 def warn_of_training_data(directory: Path, training: Path) -> None:

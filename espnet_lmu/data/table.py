@@ -22,10 +22,10 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream, strict=True)
+            reader = csv.reader(stream, strict=True, skipinitialspace=True)
             for row in reader:
-                if row:
-                    yield reader.line_num, [column.strip() for column in row]
+                if any(map(str.strip, row)):
+                    yield reader.line_num, [" ".join(column.split()) for column in row]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError:
@@ -54,19 +54,22 @@ def make_data_dirs(table: Path, sets: list[str], data_dir: Path) -> None:
         name, file, speaker, text = row
         if name not in tables:
             raise UserError(f"{place}: the set {name!r} is none of {', '.join(sets)}")
-        if not file or not speaker:
+        if not Path(file).name or not speaker:
             raise UserError(f"{place}: an empty {'FILE' if speaker else 'SPEAKER'}")
-        utterance = "_".join(f"{speaker}-{Path(file).with_suffix('')}".replace("/", "-").split())
+        utterance = f"{speaker}-{Path(file).with_suffix('')}".replace("/", "-").replace(" ", "_")
         if utterance in lines:
-            raise UserError(f"{place}: {file} of {speaker} is in line {lines[utterance]} already")
+            raise UserError(
+                f"{place}: {file} of {speaker} would be {utterance}, as line {lines[utterance]} is; rename it"
+            )
         lines[utterance] = line
         speakers.setdefault(speaker, {})[name] = None
         tables[name]["wav.scp"][utterance] = str(table.parent / file)
-        tables[name]["text"][utterance] = " ".join(text.split())
-        tables[name]["utt2spk"][utterance] = "_".join(speaker.split())
+        tables[name]["text"][utterance] = text
+        tables[name]["utt2spk"][utterance] = speaker.replace(" ", "_")
     for name, own in tables.items():
         if not own["text"]:
             raise UserError(f"{table}: no line of the set {name}")
+    for name, own in tables.items():
         write_data_dir(data_dir / name, own)
     shared = [f"{speaker} ({', '.join(own)})" for speaker, own in speakers.items() if len(own) > 1]
     if shared:

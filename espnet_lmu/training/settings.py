@@ -7,8 +7,11 @@ criterion by which epochs are kept not even at the end.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import re
 import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from espnet_lmu.data.files import command_line
@@ -16,40 +19,48 @@ from espnet_lmu.decoding.settings import read_settings
 from espnet_lmu.errors import UserError
 from espnet_lmu.hook import check_arguments, ignore_espnets_warnings
 
-_CTC_VALUES = ("loss", "loss_ctc", "cer_ctc")
+_CTC_VALUES = ("loss_ctc", "cer_ctc")
 _DECODER_VALUES = ("loss_att", "acc", "cer", "wer", "loss_transducer", "cer_transducer", "wer_transducer")
 _INTERMEDIATE = re.compile(r"(loss|cer)_interctc_layer\d+")
 _PLAIN_ENCODERS = ("lmu", "conformer", "e_branchformer", "branchformer", "transformer")  # others may load files
-_CHOSEN = re.compile(r"(train|valid)\.(\w+?)\.(best|ave(_\d+best)?)\.pth")  # model files named after a criterion
+_CHOSEN = re.compile(r"(train|valid)\.(\w+?)\.(best|ave(_(\d+)best)?)\.pth")  # model files named after a criterion
 
 
-def _check_value(option: str, phase: str, name: str, mode: str, ctc_alone: bool) -> None:
+def _check_criterion(option: str, criterion: Sequence[str], ctc_weight: float) -> None:
     """Refuse what no epoch has a number for; ESPnet would pass over it, or compare NaN with NaN."""
+    if isinstance(criterion, str) or len(criterion) != 3:
+        raise UserError(f"{option} {criterion}: give three, such as valid, cer_ctc, min")
+    phase, name, mode = criterion
     spelling = f"{option} {phase} {name} {mode}"
     if phase not in ("train", "valid") or mode not in ("min", "max"):
         raise UserError(f"{spelling}: give train or valid, a name, and min or max, such as valid cer_ctc min")
-    if name not in _CTC_VALUES + _DECODER_VALUES and not _INTERMEDIATE.fullmatch(name):
-        known = ", ".join(_CTC_VALUES if ctc_alone else _CTC_VALUES + _DECODER_VALUES)
-        raise UserError(f"{spelling}: an epoch has no {name}, but {known}")
-    if ctc_alone and name in _DECODER_VALUES:
-        raise UserError(f"{spelling}: a model of CTC alone has no {name}; give valid cer_ctc min or valid loss min")
+    values = ("loss",)
+    values += _CTC_VALUES if ctc_weight > 0 else ()
+    values += _DECODER_VALUES if ctc_weight < 1 else ()
+    if name not in values and not _INTERMEDIATE.fullmatch(name):
+        alone = " of CTC alone" if name in _DECODER_VALUES else ""
+        raise UserError(f"{spelling}: a training{alone} has no {name}, but {', '.join(values)}")
     if phase == "train" and name.startswith("cer"):
         raise UserError(f"{spelling}: error rates are of the validation set; give valid")
 
 
-def _check_criteria(args: argparse.Namespace, default: list) -> None:
+def _criteria(args: argparse.Namespace) -> list[tuple[str, str, str]]:
+    return [tuple(criterion) for criterion in args.best_model_criterion]
+
+
+def _check_criteria(args: argparse.Namespace, default: list[tuple[str, str, str]]) -> None:
     """Refuse criteria that choose nothing. Of ESPnet's own, by loss and by accuracy, the loss is always there."""
-    if args.model != "espnet":
-        return  # one with values of its own
-    ctc_alone = (args.model_conf or {}).get("ctc_weight", 0.5) == 1.0
-    if args.best_model_criterion != default:
-        for criterion in args.best_model_criterion:
-            _check_value("best_model_criterion", *criterion, ctc_alone)
-    if args.patience is not None:
-        _check_value("early_stopping_criterion", *args.early_stopping_criterion, ctc_alone)
     kept = args.keep_nbest_models if isinstance(args.keep_nbest_models, list) else [args.keep_nbest_models]
     if min(kept, default=1) < 1:
         raise UserError(f"keep_nbest_models {args.keep_nbest_models}: give at least 1")
+    if args.model != "espnet":
+        return  # one with values of its own
+    ctc_weight = (args.model_conf or {}).get("ctc_weight", 0.5)
+    given = [] if _criteria(args) == default else args.best_model_criterion
+    for criterion in given:
+        _check_criterion("best_model_criterion", criterion, ctc_weight)
+    if args.patience is not None:
+        _check_criterion("early_stopping_criterion", args.early_stopping_criterion, ctc_weight)
 
 
 def _check_parts(args: argparse.Namespace) -> None:
@@ -106,16 +117,36 @@ def check_training(arguments: list[str]) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     try:
         _check_criteria(args, default)
-        _check_parts(args)
+        with _no_logging():
+            _check_parts(args)
     except UserError as error:
         raise UserError(f"{error}; correct {remedy}") from None
     return args
 
 
+@contextlib.contextmanager
+def _no_logging() -> Iterator[None]:
+    """Leave logging as it is: a warning would set it up, and ESPnet's training, in a fork, could not any more."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
 def _check_inference_model(name: str, args: argparse.Namespace) -> None:
     """Refuse the name of a model that no criterion of the training makes."""
     match = _CHOSEN.fullmatch(name)
-    made = [f"{phase}.{value}.ave.pth" for phase, value, _ in args.best_model_criterion]
+    made = [f"{phase}.{value}.ave.pth" for phase, value, _ in _criteria(args)]
+    if args.model == "espnet" and (args.model_conf or {}).get("ctc_weight", 0.5) == 1.0:
+        made = [path for path in made if path.split(".")[1] not in _DECODER_VALUES]
+    kept = args.keep_nbest_models if isinstance(args.keep_nbest_models, list) else [args.keep_nbest_models]
+    if match and match[5] and int(match[5]) not in kept:
+        raise UserError(f"--inference_asr_model {name}: keep_nbest_models is {args.keep_nbest_models}")
     if match and f"{match[1]}.{match[2]}.ave.pth" not in made:
         raise UserError(
             f"--inference_asr_model {name}: by its best_model_criterion this training makes {', '.join(made)}; "

@@ -24,7 +24,7 @@ from espnet_lmu.progress import progress
 
 _PIECE_SIZE = 2000  # training utterances: a few hours of speech
 PARTS = ("train", "valid")
-_DATA = ".data"  # the digest of the data that statistics are of
+DATA_DIGEST = ".data"  # the digest of the data that statistics are of
 
 
 def collect_piece(arguments: list[str], output_dir: str) -> None:
@@ -42,12 +42,14 @@ def _split(keys: list[str], number: int) -> list[list[str]]:
     return [keys[len(keys) * i // number : len(keys) * (i + 1) // number] for i in range(number)]
 
 
-def _name_damaged_features(scps: dict[str, Path]) -> None:
-    """Raise a `UserError` that names the features that cannot be read, for ESPnet does not say which."""
-    for scp in scps.values():
+def _name_damaged_features(scps: dict[str, Path], directories: list[Path]) -> None:
+    """Raise a `UserError` that names what cannot be read of the pieces that failed, for ESPnet does not."""
+    for part, scp in scps.items():
         if scp.name == "feats.scp":
-            for location in read_table(scp).values():
-                load_features(location)
+            locations = read_table(scp)
+            for directory in directories:
+                for key in read_table(directory / f"keys.{part}"):
+                    load_features(locations[key])
 
 
 def _aggregate(directories: list[Path], output_dir: Path, vocabulary_size: int, token_type: str) -> None:
@@ -95,7 +97,10 @@ def check_statistics(scps: dict[str, Path], token_list: Path, output_dir: Path) 
     Raises:
         UserError: it has changed since.
     """
-    if _read(output_dir / _DATA) != _data_digest(scps, token_list):
+    digest = _read(output_dir / DATA_DIGEST)
+    if digest is None:
+        raise UserError(f"{output_dir}: of an earlier version, which does not say of what data; run stage 10 again")
+    if digest != _data_digest(scps, token_list):
         raise UserError(
             f"{output_dir}: statistics of other data than {' and '.join(str(scp.parent) for scp in scps.values())} and "
             f"{token_list} hold now; run stage 10 again"
@@ -152,12 +157,15 @@ def collect_statistics(
         try:
             map_pieces(collect_piece, pieces, directory=unfinished / stamp, **options)
         except UserError:
-            _name_damaged_features(scps)
+            failed = [
+                directory for directory in directories if directory.with_name(f"{directory.name}.failed").exists()
+            ]
+            _name_damaged_features(scps, failed)
             raise
     write_features(unfinished, read_features(scps["valid"].parent))
     _aggregate(directories, unfinished, len(token_list.read_text(encoding="utf-8").splitlines()), token_type)
     shutil.rmtree(unfinished / stamp)
-    for name, content in ((_DATA, data), (".stamp", stamp)):
+    for name, content in ((DATA_DIGEST, data), (".stamp", stamp)):
         with atomic_open(unfinished / name) as stream:
             stream.write(content)
     shutil.rmtree(output_dir, ignore_errors=True)

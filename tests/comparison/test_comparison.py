@@ -88,7 +88,7 @@ RECIPE = """#!/usr/bin/env bash
 set -e
 echo "$@" >>calls.txt
 while [ $# -gt 0 ]; do printf -v "${1#--}" '%s' "$2"; shift 2; done
-if [ "${stop_stage:-13}" = 10 ]; then mkdir -p "$asr_stats_dir"; touch "$asr_stats_dir/.stamp"; exit; fi
+if [ "${stop_stage:-13}" = 10 ]; then mkdir -p "$asr_stats_dir"; touch "$asr_stats_dir/.data"; exit; fi
 if [ -e broken ]; then echo "error: stage 11: out of memory" >&2; exit 1; fi
 PYTHON FAKE "$asr_exp"
 """

@@ -71,6 +71,7 @@ def test_training_data_that_cannot_be_split_are_one_line(recipe):
     scps = {part: data / part / "wav.scp" for part in ("train", "valid")}
     write_table(scps["valid"], {"a": "1"})
     write_table(token_list, {"<blank>": ""})
+    (stats / ".data").write_text("other")
     assert "statistics of other data than dump/raw/train and dump/raw/valid" in one_line_error(recipe.run(*arguments))
     (stats / ".data").write_text(_data_digest(scps, token_list))
     message = one_line_error(recipe.run(*arguments))
@@ -158,14 +159,15 @@ def test_a_corpus_in_a_table(tmp_path):
         ("train,a.wav,ann\n", "line 1: 3 columns; give SET,FILE,SPEAKER,TEXT"),
         ("train,a.wav,ann,yes\n\ntrian,b.wav,bob,no\n", "line 3: the set 'trian' is none of train, test"),
         ("train,,ann,yes\n", "line 1: an empty FILE"),
-        ("train,a.wav,ann,yes\ntest,a.wav,ann,yes\n", "line 2: a.wav of ann is in line 1 already"),
+        ("train,a.wav,ann,yes\ntest,a.flac,ann,yes\n", "line 2: a.flac of ann would be ann-a, as line 1 is; rename it"),
+        ("train,.,ann,yes\n", "line 1: an empty FILE"),
         ("train,a.wav,ann,yes\n", "table.csv: no line of the set test"),
         ('train,a.wav,ann,"yes\n', "line 1: unexpected end of data"),
     ):
         with pytest.raises(UserError, match=message):
             make(text)
-    assert not (tmp_path / "data" / "test").exists()
-    make('train,my dir/a b.wav,ann lee,"yes, YES"\ntest,c.wav,bob,no\n')
+    assert not (tmp_path / "data").exists()
+    make(' ,\ntrain, my dir/a b.wav, ann lee, "yes, YES"\ntest,c.wav,bob,no\n')
     assert read_table(tmp_path / "data" / "train" / "text") == {"ann_lee-my_dir-a_b": "yes, YES"}
     assert read_table(tmp_path / "data" / "train" / "utt2spk") == {"ann_lee-my_dir-a_b": "ann_lee"}
     assert read_table(tmp_path / "data" / "train" / "wav.scp") == {

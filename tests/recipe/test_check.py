@@ -205,6 +205,12 @@ def test_training_data_in_a_test_set_is_named(data_set, tmp_path):
     assert f"warning: {test}: 1 utterances are training data ({train}): spk9-999" in result.stdout
 
 
+def test_what_stops_is_said_and_not_what_comes_after_it(data_set):
+    train, valid = data_set("train", 4), data_set("valid", 2)
+    (train / "utt2spk").write_text((train / "utt2spk").read_text() + "spk0-000 spk0\n")
+    assert 'give --check_policy "duplicate=fix"' in one_line_error(run_module("espnet_lmu.data.check", train, valid))
+
+
 def test_damaged_records_of_earlier_runs(data_set):
     directory = data_set("train", 2)
     run_check(directory)

@@ -150,7 +150,7 @@ def test_rates_that_nobody_uses(tmp_path):
             with pytest.raises(UserError, match=f"a.wav: a sampling rate of {rate} Hz; it must be from 4000 to 384000"):
                 read(tmp_path / "a.wav")
     # No common divisor with 16,000: the filter of the exact ratio would take gigabytes.
-    for odd, near in ((11127, 11128), (44101, 44100)):
+    for odd, near in ((11127, 11128), (44101, 44100), (16001, 16000)):
         samples = resample(noise, odd, RATE)
         assert abs(len(samples) - len(noise) * RATE / odd) < 2
         assert np.abs(samples[:1000] - resample(noise, near, RATE)[:1000]).max() < 0.05

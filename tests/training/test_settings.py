@@ -1,5 +1,7 @@
 """The settings that recipes have: those for smaller GPUs take the same steps, all build, streaming ones stream."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,14 +79,21 @@ def test_settings_of_the_recipes_pass():
         ("optim_conf: {lrr: 1.0}", "optim_conf: got an unexpected option 'lrr'"),
         ("scheduler_conf: {warmup: 1}", "scheduler_conf: got an unexpected option 'warmup'"),
         ("keep_nbest_models: 0", "keep_nbest_models 0: give at least 1"),
+        ("best_model_criterion: [[valid, acc, max]]", "valid acc max: a training of CTC alone has no acc, but loss, "),
         (
-            "best_model_criterion: [[valid, acc, max]]",
-            "valid acc max: a model of CTC alone has no acc; give valid cer_",
+            "best_model_criterion: [[valid, cer_ctcc, min]]",
+            "valid cer_ctcc min: a training has no cer_ctcc, but loss, ",
         ),
-        ("best_model_criterion: [[valid, cer_ctcc, min]]", "valid cer_ctcc min: an epoch has no cer_ctcc, but loss, "),
+        (
+            "best_model_criterion: [valid, cer_ctc, min]",
+            "best_model_criterion valid: give three, such as valid, cer_ctc",
+        ),
+        ("best_model_criterion: [[valid, cer_ctc]]", "give three, such as valid, cer_ctc, min"),
+        ("{patience: 3, early_stopping_criterion: valid}", "early_stopping_criterion valid: give three"),
+        ("model_conf: {ctc_weight: 0.0}", "valid cer_ctc min: a training has no cer_ctc, but loss, loss_att, acc"),
         ("best_model_criterion: [[valid, loss, least]]", "valid loss least: give train or valid, a name, and min or"),
         ("best_model_criterion: [[train, cer_ctc, min]]", "error rates are of the validation set"),
-        ("{patience: 3, early_stopping_criterion: [valid, wer, min]}", "early_stopping_criterion valid wer min: a mod"),
+        ("{patience: 3, early_stopping_criterion: [valid, wer, min]}", "early_stopping_criterion valid wer min: a tra"),
     ],
 )
 def test_a_mistyped_setting_is_named_with_its_file(line, message, training):
@@ -98,18 +107,38 @@ def test_criteria_of_a_decoder_and_of_intermediate_ctc_pass(training):
     arguments = ["--config", str(training), "--output_dir", ".", "--best_model_criterion"]
     check_training([*arguments, "valid,acc,max", "--model_conf", "ctc_weight=0.3"])
     check_training([*arguments, "valid,cer_interctc_layer3,min"])
+    # ESPnet's own, written out: the loss is there, and accuracy does no harm.
+    training.write_text(
+        TRAINING.replace(
+            "[[valid, cer_ctc, min]]", "[[train, loss, min], [valid, loss, min], [train, acc, max], [valid, acc, max]]"
+        )
+    )
+    check_training(["--config", str(training), "--output_dir", "."])
     with pytest.raises(UserError, match="; correct --asr_args$"):
         check_training(["--best_model_criterion", "valid,ac,max", "--output_dir", "."])
 
 
 def test_a_model_that_training_will_not_make_is_named(training):
     args = check_training(["--config", str(training), "--output_dir", "."])
-    for name in ("valid.cer_ctc.ave.pth", "valid.cer_ctc.ave_3best.pth", "valid.cer_ctc.best.pth", "latest.pth"):
+    for name in ("valid.cer_ctc.ave.pth", "valid.cer_ctc.ave_10best.pth", "valid.cer_ctc.best.pth", "latest.pth"):
         _check_inference_model(name, args)
     with pytest.raises(
         UserError, match="--inference_asr_model valid.acc.ave.pth: .* makes valid.cer_ctc.ave.pth; give"
     ):
         _check_inference_model("valid.acc.ave.pth", args)
+    args.keep_nbest_models = 5
+    with pytest.raises(UserError, match="valid.cer_ctc.ave_10best.pth: keep_nbest_models is 5"):
+        _check_inference_model("valid.cer_ctc.ave_10best.pth", args)
+
+
+def test_logging_stays_as_it_was(training):
+    """ESPnet's Conformer warns as it is made, and ESPnet's training then would have no log."""
+    training.write_text("encoder: conformer\nencoder_conf: {output_size: 16, attention_heads: 2, num_blocks: 1}\n")
+    command = "import logging, sys; from espnet_lmu.training.settings import check_training; "
+    command += "check_training(sys.argv[1:]); print(logging.getLogger().handlers)"
+    arguments = ["--config", str(training), "--output_dir", "."]
+    result = subprocess.run([sys.executable, "-c", command, *arguments], capture_output=True, text=True)
+    assert result.stdout == "[]\n", result.stderr
 
 
 def test_a_mistyped_setting_of_the_search_is_named_before_training(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from espnet_lmu.data.kaldi_dir import write_table
 from espnet_lmu.errors import UserError
 from espnet_lmu.training import statistics
-from espnet_lmu.training.statistics import _data_digest, _name_damaged_features, check_statistics
+from espnet_lmu.training.statistics import _data_digest, check_statistics
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_and_those_of_other_tokens_or_of_an_earlier_version(data):
     with pytest.raises(UserError, match="run stage 10 again"):
         check_statistics(*data)
     (output / ".data").unlink()
-    with pytest.raises(UserError, match="run stage 10 again"):
+    with pytest.raises(UserError, match="of an earlier version, which does not say of what data; run stage 10 again"):
         check_statistics(*data)
 
 
@@ -58,17 +58,19 @@ def test_features_that_cannot_be_read_are_named(tmp_path, monkeypatch):
         (tmp_path / name / "feats.scp").write_text((tmp_path / "feats.scp").read_text())
         (tmp_path / name / "text").write_text("a LOW\nb LOW\nc LOW\n")
     scps = {part: tmp_path / part / "feats.scp" for part in ("train", "valid")}
-    _name_damaged_features(scps)
 
-    def fail(*_, **__):
+    def fail(function, pieces, directory, **_):
+        (directory / f"{next(iter(pieces))}.failed").touch()  # that of the first utterance
         raise UserError("a piece failed")
 
     monkeypatch.setattr(statistics, "map_pieces", fail)
     (tmp_path / "tokens.txt").touch()
     arguments = scps, tmp_path / "tokens.txt", "char", None, [], tmp_path / "stats"
-    with pytest.raises(UserError, match="a piece failed"):
-        statistics.collect_statistics(*arguments, nj=1)
-    for cut in (40000, 33000, 20000, 16010, 16002):
+    for cut in (50000, 20000):  # the second utterance, the third
+        (tmp_path / "f.ark").write_bytes((tmp_path / "f.ark").read_bytes()[:cut])
+        with pytest.raises(UserError, match="a piece failed"):
+            statistics.collect_statistics(*arguments, nj=3)
+    for cut in (16010, 20, 12):
         (tmp_path / "f.ark").write_bytes((tmp_path / "f.ark").read_bytes()[:cut])
         with pytest.raises(UserError, match=r"f\.ark:\d+: features cannot be read .*; run stage 3 again"):
-            statistics.collect_statistics(*arguments, nj=1)
+            statistics.collect_statistics(*arguments, nj=3)

@@ -20,7 +20,7 @@ die() {
     echo "error: $*" >&2
     exit 1
 }
-trap 'echo "interrupted; the same command goes on from here" >&2 && exit 130' INT
+trap 'echo "interrupted; the same command goes on from here" >&2; exit 130' INT
 
 # Every option and its default; the comment is its help. --help prints this list.
 # BEGIN OPTIONS
@@ -346,7 +346,7 @@ run_training() {
     touch "${train_log}"
     logged=$(wc -l <"${train_log}")
     "${python}" "$@" 2>&1 | tee -a "${train_log}" | sed -unE -e "${epoch_started}" -e "${epoch_results}" || {
-        [ "${PIPESTATUS[1]}" -eq 0 ] || die "stage ${stage_name}: ${train_log} cannot be written (disk full?);" \
+        [ "${PIPESTATUS[1]}" -ne 1 ] || die "stage ${stage_name}: ${train_log} cannot be written (disk full?);" \
             "run this again once that is mended"
         die "stage ${stage_name}: training failed: $(what_failed "${train_log}") (log: ${train_log})"
     }
