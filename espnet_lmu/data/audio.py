@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +71,10 @@ def audio_length(path: str | Path) -> tuple[int, int]:
 
 def check_rate(path: str | Path, rate: int) -> None:
     """Raise `UserError` for a sampling rate (Hz) that no audio has."""
-    if rate not in _RATES:
-        raise UserError(f"{path}: a sampling rate of {rate} Hz; it must be from {_RATES[0]} to {_RATES[-1]} Hz")
+    if not isinstance(rate, Integral) or rate not in _RATES:
+        raise UserError(
+            f"{path}: a sampling rate of {rate} Hz; it must be a whole number from {_RATES[0]} to {_RATES[-1]} Hz"
+        )
 
 
 def read_audio(path: str | Path, start: int = 0, frames: int | None = None) -> tuple[np.ndarray, int]:

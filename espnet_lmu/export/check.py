@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from espnet_lmu.data.audio import read_audio
 from espnet_lmu.data.features import check_features, read_features
 from espnet_lmu.data.format import fbank, feature_settings
-from espnet_lmu.data.kaldi_dir import check_same_ids, read_table
+from espnet_lmu.data.kaldi_dir import check_same_ids, excerpts, read_table
+from espnet_lmu.data.segments import read_excerpt
 from espnet_lmu.decoding.greedy import GreedyDecoder, best_path, load_input
 from espnet_lmu.encoder.streaming import stream
 from espnet_lmu.errors import UserError
@@ -127,18 +127,21 @@ def read_utterances(directory: Path, decoder: GreedyDecoder, rate: int) -> dict[
     texts = read_table(directory / "text")
     if not any(texts.values()):
         raise UserError(f"{directory / 'text'}: no words to score against")
-    stored = decoder.input_size is not None and (directory / "feats.scp").exists()
-    scp_file = directory / ("feats.scp" if stored else "wav.scp")
-    scp = read_table(scp_file)
-    check_same_ids(scp, scp_file, texts, directory / "text")
-    if stored:
+    if decoder.input_size is not None and (directory / "feats.scp").exists():
+        scp = read_table(directory / "feats.scp")
+        check_same_ids(scp, directory / "feats.scp", texts, directory / "text")
         check_features("the model", feature_settings(rate), read_features(directory), str(directory))
         return {key: Utterance(load_input(path, decoder), None, texts[key]) for key, path in scp.items()}
+    names = [name for name in ("wav.scp", "segments") if (directory / name).exists() or name == "wav.scp"]
+    audio = excerpts({name: read_table(directory / name) for name in names})
+    check_same_ids(audio, directory / names[-1], texts, directory / "text")
     utterances = {}
-    for key, path in scp.items():
-        samples, found = read_audio(path)
+    for key, excerpt in audio.items():
+        samples, found = read_excerpt(excerpt)
         if found != rate:
-            raise UserError(f"{path}: sampling rate {found} Hz, but the model was trained on {rate} Hz; see stage 3")
+            raise UserError(
+                f"{excerpt.path}: sampling rate {found} Hz, but the model was trained on {rate} Hz; see stage 3"
+            )
         utterances[key] = Utterance(features_of(decoder, samples, rate), samples, texts[key])
     return utterances
 

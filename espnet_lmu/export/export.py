@@ -39,7 +39,7 @@ from espnet_lmu.export.onnx_files import OnnxFile, quantize, require_onnx, write
 from espnet_lmu.export.streaming import ANY_CHUNK, StreamingGraph, Zipformer2Graph, check_streamable
 from espnet_lmu.export.torchscript import torchscript_file, write_torchscript
 from espnet_lmu.lmu.products import use_fast_products
-from espnet_lmu.recognition.model_files import file_digest, open_model
+from espnet_lmu.recognition.model_files import META, file_digest, open_model
 from espnet_lmu.tokens import SPACE
 
 _WAVE_RATE = 16000  # sherpa-onnx brings a waveform that it gives to a model to this rate (Hz)
@@ -331,6 +331,8 @@ def export_model(
         UserError: the model or an option cannot work, or a file does not compute what PyTorch does.
     """
     to_onnx = file_format == "onnx"
+    if (output / META).exists():
+        raise UserError(f"--output {output}: holds a packed model, whose files this would replace; give another folder")
     if to_onnx:
         require_onnx()
     files = open_model(model)

@@ -58,10 +58,10 @@ def write_text(output: Path, transcripts: list[Path], further: list[Path]) -> No
                 if text:
                     stream.write(f"{key} {text}\n")
                     sentences, words = sentences + 1, words + len(text.split())
-        for path in further:
+        for file, path in enumerate(further, 1):
             for number, line in enumerate(read_lines(path), 1):
                 if line:
-                    stream.write(f"{path.name.replace(' ', '_')}-{number:09d} {line}\n")
+                    stream.write(f"further{file}-{number:09d} {line}\n")
                     sentences, words = sentences + 1, words + len(line.split())
         if not sentences:
             raise UserError(f"{', '.join(map(str, transcripts + further))}: no words")

@@ -16,35 +16,50 @@ _PAUSE = 1.0  # seconds without words, after which a new subtitle begins
 _SHORTEST = 1.0  # seconds a subtitle stays at least, if the next one leaves them
 
 
-def _subtitles(words: list[Word]) -> list[tuple[float, float, str]]:
+def _spelled(transcript: Transcript) -> list[tuple[Word, str]]:
+    """Each word with its text, and with what is before it in the transcript: a space, in scripts that have them."""
+    spelled, place = [], 0
+    for word in transcript.words:
+        start = transcript.text.find(word.text, place)
+        between = " " if start < 0 else transcript.text[place:start]
+        place = max(place, start + len(word.text))
+        spelled.append((word, between + word.text))
+    return spelled
+
+
+def _join(texts: list[str]) -> str:
+    return "".join(texts).strip()
+
+
+def _subtitles(transcript: Transcript) -> list[tuple[float, float, str]]:
     """(start, end, text) of what is shown at once."""
-    groups: list[list[Word]] = []
-    for word in words:
+    groups: list[list[tuple[Word, str]]] = []
+    for word, text in _spelled(transcript):
         group = groups[-1] if groups else []
         if (
             not group
-            or word.start - group[-1].end > _PAUSE
-            or word.end - group[0].start > _LONGEST
-            or len(" ".join(item.text for item in [*group, word])) > 2 * _LINE
+            or word.start - group[-1][0].end > _PAUSE
+            or word.end - group[0][0].start > _LONGEST
+            or len(_join([*(before for _, before in group), text])) > 2 * _LINE
         ):
-            groups.append([word])
+            groups.append([(word, text)])
         else:
-            group.append(word)
+            group.append((word, text))
     subtitles = []
     for group, following in zip_longest(groups, groups[1:]):
-        start = group[0].start
-        end = max(group[-1].end, start + _SHORTEST)
+        start = group[0][0].start
+        end = max(group[-1][0].end, start + _SHORTEST)
         if following:
-            end = min(end, following[0].start)
-        subtitles.append((start, end, _two_lines([word.text for word in group])))
+            end = min(end, following[0][0].start)
+        subtitles.append((start, end, _two_lines([text for _, text in group])))
     return subtitles
 
 
-def _two_lines(words: list[str]) -> str:
-    text = " ".join(words)
+def _two_lines(texts: list[str]) -> str:
+    text = _join(texts)
     if len(text) <= _LINE:
         return text
-    cuts = [(" ".join(words[:i]), " ".join(words[i:])) for i in range(1, len(words))]
+    cuts = [(_join(texts[:i]), _join(texts[i:])) for i in range(1, len(texts))]
     return "\n".join(min(cuts, key=lambda lines: max(map(len, lines)), default=(text,)))
 
 
@@ -64,7 +79,7 @@ def _json(name: str, transcript: Transcript) -> str:
 
 
 def _srt(name: str, transcript: Transcript) -> str:
-    cues = enumerate(_subtitles(transcript.words), 1)
+    cues = enumerate(_subtitles(transcript), 1)
     return "".join(
         f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text}\n\n" for number, (start, end, text) in cues
     )
@@ -74,14 +89,16 @@ def _vtt(name: str, transcript: Transcript) -> str:
     escape = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
     return "WEBVTT\n\n" + "".join(
         f"{_clock(start, '.')} --> {_clock(end, '.')}\n{text.translate(escape)}\n\n"
-        for start, end, text in _subtitles(transcript.words)
+        for start, end, text in _subtitles(transcript)
     )
 
 
 def _ctm(name: str, transcript: Transcript) -> str:
-    recording = "_".join(name.split())
+    def field(text: str) -> str:
+        return "_".join(text.split())
+
     return "".join(
-        f"{recording} 1 {word.start:.3f} {word.end - word.start:.3f} {word.text} {word.confidence:.3f}\n"
+        f"{field(name)} 1 {word.start:.3f} {word.end - word.start:.3f} {field(word.text)} {word.confidence:.3f}\n"
         for word in transcript.words
     )
 

@@ -58,6 +58,10 @@ def packed_files(experiment: Path, weights: str | None, rate: int, results: Path
     features = read_features(experiment)
     if features is not None and features["rate"] != rate:
         raise UserError(f"--fs {rate}: {experiment} was trained on features of audio at {features['rate']} Hz")
+    if config.get("input_size") is None:
+        trained = parse_rate(str((config.get("frontend_conf") or {}).get("fs", "16k")))
+        if trained != rate:
+            raise UserError(f"--fs {rate}: {experiment} was trained on audio at {trained} Hz")
     shutil.copyfile(weights_file, folder / WEIGHTS)
     for place, path in named.items():
         shutil.copyfile(path, folder / NAMED_FILES[place])

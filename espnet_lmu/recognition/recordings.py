@@ -44,7 +44,11 @@ def find_recordings(arguments: list[str]) -> dict[str, str]:
             if name.encode(errors="replace").decode() != name:  # surrogates stand for other bytes
                 raise UserError(f"{ascii(name)}: this name is not UTF-8; rename the file")
         if twice := next((name for name in found if name in recordings), None):
-            raise UserError(f"{twice}: given twice")
+            if Path(found[twice]).resolve() == Path(recordings[twice]).resolve():
+                raise UserError(f"{twice}: given twice")
+            raise UserError(
+                f"{recordings[twice]} and {found[twice]} would both be called {twice}; give a folder above both"
+            )
         recordings |= found
     return recordings
 

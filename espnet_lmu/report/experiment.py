@@ -180,15 +180,22 @@ def _recipe_directory(directory: Path, config: dict) -> Path:
 
 def _measure(directory: Path, recipe: Path) -> DataSet:
     speakers = read_table(directory / "utt2spk")
-    # Stage 2 marks copies at other speeds so.
-    originals = {re.sub(r"^sp[\d.]+-", "", key): re.sub(r"^sp[\d.]+-", "", own) for key, own in speakers.items()}
+    originals = {}
+    perturbed = recipe / "data" / directory.name / "utt2speed"
+    speeds = read_table(perturbed) if perturbed.exists() else None
+    for key, speaker in speakers.items():
+        # Stage 2 marks copies at other speeds so; a speaker may have such a name too.
+        original, voice = (re.sub(r"^sp[\d.]+-", "", name) for name in (key, speaker))
+        copied = key in speeds if speeds is not None else original in speakers
+        originals[original if copied else key] = voice if copied else speaker
     hours = None
     if (directory / "feats_shape").exists():
         frames = [int(shape.split(",")[0]) for shape in read_table(directory / "feats_shape").values()]
         hours = sum(frames) * FRAME_SHIFT_MS / 3.6e6
     elif (directory / "utt2num_samples").exists():
         samples = read_table(directory / "utt2num_samples")
-        path = next(iter(read_table(directory / "wav.scp").values()))
-        hours = sum(map(int, samples.values())) / audio_length(recipe / path)[1] / 3600
+        path = recipe / next(iter(read_table(directory / "wav.scp").values()))
+        if path.exists():  # it says at which rate
+            hours = sum(map(int, samples.values())) / audio_length(path)[1] / 3600
     copies = round(len(speakers) / len(originals))
     return DataSet(directory.name, hours, len(originals), len(set(originals.values())), copies)

@@ -16,7 +16,9 @@ import numpy as np
 from espnet_lmu.data.audio import audio_length, read_audio, resample
 from espnet_lmu.errors import UserError
 
-_MAGIC = {b"RIFF": "a WAV", b"fLaC": "a FLAC", b"OggS": "an Ogg", b"NIST": "a SPHERE", b"ID3\x03": "an MP3"}
+# How audio files begin; an MP3 file without a tag might be samples.
+_MAGIC = {b"RIFF": "a WAV", b"RF64": "a WAV", b"FORM": "an AIFF", b"fLaC": "a FLAC", b"OggS": "an Ogg"}
+_MAGIC |= {b"NIST": "a SPHERE", b"ID3": "an MP3"}
 _BLOCK = 0.02  # seconds
 _PIECE = 10  # seconds of a file that are read at once
 _MARGIN = 1  # seconds on both sides of a piece, more than a resampling filter reaches
@@ -56,8 +58,9 @@ def pcm_blocks(stream: BinaryIO, rate: int) -> Iterator[np.ndarray]:
     data = b""
     while len(data) < 4 and (more := stream.read1(most)):
         data += more
-    if data[:4] in _MAGIC:
-        raise UserError(f"-: {_MAGIC[data[:4]]} file; give its name, or pipe raw 16-bit samples")
+    for beginning, kind in _MAGIC.items():
+        if data.startswith(beginning):
+            raise UserError(f"-: {kind} file; give its name, or pipe raw 16-bit samples")
     if len(data) < 2:
         raise UserError("-: standard input ended without a sample; did the command before this one fail?")
     while data:

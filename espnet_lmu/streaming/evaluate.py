@@ -51,7 +51,7 @@ def evaluate(model: str, data_dirs: list[str], chunks: list[float], device: str 
 
     Args:
         model: see `open_model`.
-        data_dirs: with ``wav.scp`` and ``text``.
+        data_dirs: with ``wav.scp``, ``text`` and ``utt2spk``.
         chunks: chunk sizes in seconds; infinity for the whole recording as one.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
 
@@ -76,7 +76,8 @@ def evaluate(model: str, data_dirs: list[str], chunks: list[float], device: str 
                 recognizer.reset()
                 texts[key] = recognize(recognizer, blocks, timing).text
             total, _ = score({key: tables["text"][key] for key in texts}, texts, split_words)
-            yield _row(Path(data_dir).name, recognizer, chunk == _WHOLE, total, timing)
+            whole = chunk == _WHOLE and recognizer.chunk > 1  # without attention chunks are frames
+            yield _row(Path(data_dir).name, recognizer, whole, total, timing)
 
 
 def main() -> None:
@@ -86,7 +87,7 @@ def main() -> None:
         "in wav.scp start.",
     )
     parser.add_argument("model", metavar="MODEL", help="experiment folder, packed model, or USER/NAME on Hugging Face")
-    parser.add_argument("data", metavar="DIR", nargs="+", help="data directory with wav.scp and text, e.g. data/test")
+    parser.add_argument("data", metavar="DIR", nargs="+", help="data directory, e.g. data/test")
     parser.add_argument(
         "--chunk",
         type=_chunk,

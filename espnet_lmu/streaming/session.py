@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -82,6 +83,10 @@ def summary(recognizer: StreamingRecognizer, timing: Timing) -> str:
     )
 
 
+# What a line may be broken before: words, with the space in front, and each character of scripts that have no spaces.
+_BREAKABLE = re.compile(r"\s*(?:[\u2e80-\u9fff\uf900-\uffef]|[^\s\u2e80-\u9fff\uf900-\uffef]+)")
+
+
 def _width(text: str) -> int:
     """Columns of a terminal that a text takes."""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
@@ -114,12 +119,12 @@ class TerminalText:
     def __call__(self, partial: Partial) -> None:
         columns = (os.get_terminal_size(self.stream.fileno()).columns or 80) - 1  # some terminals do not know
         output = _CLEAR_LINE
-        for word in partial.stable[self._shown :].split():
-            line = f"{self._line} {word}".lstrip()
+        for word in _BREAKABLE.findall(partial.stable[self._shown :]):
+            line = f"{self._line}{word}"
             if self._line and _width(line) > columns:
                 output += f"{self._line}\n"
                 line = word
-            self._line = line
+            self._line = line.lstrip()
         self._shown = len(partial.stable)
         tail = partial.text[len(partial.stable) :]
         # A tail that ran into the next line could not be rewritten.

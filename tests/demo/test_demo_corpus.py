@@ -74,11 +74,18 @@ def test_another_seed_makes_another_corpus(corpus, tmp_path):
     assert texts[0] != texts[1]
 
 
+def answer_ctrl_c() -> None:
+    """As a program in the foreground does, whatever the tests run in."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(directory: Path) -> subprocess.Popen:
     """The command, as soon as it has written something."""
     command = [sys.executable, "-m", "espnet_lmu.data.demo_corpus", "--nj", "2"]
     command += ["--audio", str(directory / "audio"), "--output", str(directory / "data")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=answer_ctrl_c
+    )
     while not list(directory.rglob("*.flac")):
         time.sleep(0.05)
     return process

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 
 from espnet_lmu.bin.main import main
 from espnet_lmu.data.features import write_features
@@ -76,6 +77,9 @@ def test_errors_are_one_line_and_leave_nothing(whole_model, causal_model, data_d
     assert "--chunk 0: give at least 1" in error_line(capsys, causal_model, *to, "--streaming", "--chunk", 0)
     (tmp_path / "file").write_text("")
     assert "a file; give a folder" in error_line(capsys, whole_model, "--output", tmp_path / "file")
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "meta.yaml").touch()
+    assert "holds a packed model" in error_line(capsys, whole_model, "--output", tmp_path / "packed")
     monkeypatch.setattr(check, "TOLERANCE", -1.0)
     assert "differs from PyTorch by" in error_line(capsys, causal_model, *to)
     assert not output.exists()
@@ -87,6 +91,19 @@ def test_stored_features_of_another_kind_are_refused(tmp_path):
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match="rate 16000 there and 8000 here"):
         check.read_utterances(tmp_path, SimpleNamespace(input_size=80), 16000)
+
+
+def test_utterances_may_be_parts_of_recordings(tmp_path):
+    soundfile.write(tmp_path / "rec.wav", np.arange(16000) / 16000, 8000, subtype="FLOAT")
+    for name, content in {
+        "wav.scp": f"rec {tmp_path}/rec.wav\n",
+        "segments": "a rec 0.0 0.5\nb rec 1.0 2.0\n",
+        "text": "a LOW\nb HIGH\n",
+    }.items():
+        (tmp_path / name).write_text(content)
+    utterances = check.read_utterances(tmp_path, SimpleNamespace(input_size=80), 8000)
+    assert {key: len(utterance.samples) for key, utterance in utterances.items()} == {"a": 4000, "b": 8000}
+    assert utterances["b"].samples[0] == 0.5
 
 
 def test_texts_unlike_those_of_pytorch_are_shown():

@@ -140,6 +140,7 @@ def test_ctrl_c_is_no_error_of_the_data(recipe):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
     )
     while not (recipe.directory / "started").exists():
         time.sleep(0.05)

@@ -17,7 +17,7 @@ import torchaudio
 from recipe_tools import RATE, ROOT, one_line_error, run_module, tone_words
 
 from espnet_lmu.data import format
-from espnet_lmu.data.audio import audio_length, read_audio, resample
+from espnet_lmu.data.audio import audio_length, check_rate, read_audio, resample
 from espnet_lmu.data.filter import filter_data_dir, read_durations
 from espnet_lmu.data.format import _SHARD_SIZE, fbank, format_data_dir
 from espnet_lmu.data.kaldi_dir import read_data_dir, read_table, write_data_dir, write_table
@@ -142,12 +142,20 @@ def test_finished_shards_are_kept_until_their_source_or_options_change(data_set,
     assert files[0].stat().st_size == size
 
 
+def test_a_rate_is_a_whole_number():
+    with pytest.raises(UserError, match="a sampling rate of 8000.0 Hz; it must be a whole number"):
+        check_rate("audio", 8000.0)
+    check_rate("audio", np.int64(8000))
+
+
 def test_rates_that_nobody_uses(tmp_path):
     noise = np.random.default_rng(0).standard_normal(60000).astype(np.float32) * 0.1
     for rate in (3999, 384001, 768001):
         soundfile.write(tmp_path / "a.wav", noise, rate)
         for read in (read_audio, audio_length):
-            with pytest.raises(UserError, match=f"a.wav: a sampling rate of {rate} Hz; it must be from 4000 to 384000"):
+            with pytest.raises(
+                UserError, match=f"a.wav: a sampling rate of {rate} Hz; it must be a whole number from 4000 to 384000"
+            ):
                 read(tmp_path / "a.wav")
     # No common divisor with 16,000: the filter of the exact ratio would take gigabytes.
     for odd, near in ((11127, 11128), (44101, 44100), (16001, 16000)):

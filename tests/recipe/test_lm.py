@@ -8,6 +8,7 @@ import sys
 import pytest
 from recipe_tools import ROOT, make_set, one_line_error, run_module
 
+from espnet_lmu.data.kaldi_dir import read_table
 from espnet_lmu.errors import UserError
 from espnet_lmu.lm import kenlm
 from espnet_lmu.lm.ngram import WORD_END, arpa_vocabulary, speller, write_lexicon
@@ -46,6 +47,8 @@ def test_text_joins_transcripts_and_further_sentences(tmp_path):
     assert list(read_sentences(tmp_path / "out")) == ["LOW HIGH", "MID", "HIGH HIGH", "LOW"]
     ids = [line.split()[0] for line in (tmp_path / "out").read_text().splitlines()]
     assert len(set(ids)) == 4 and ids[:2] == ["u1", "u3"]
+    write_text(tmp_path / "twice", [tmp_path / "text"], [tmp_path / "more text.gz"] * 2)
+    assert len(read_table(tmp_path / "twice")) == 6
     with pytest.raises(UserError, match="the id u1 is in another text too"):
         write_text(tmp_path / "out", [tmp_path / "text"] * 2, [])
     with pytest.raises(UserError, match="nowhere: no such file"):

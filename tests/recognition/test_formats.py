@@ -29,6 +29,18 @@ def test_formats():
     assert content["words"][0] == {"text": "A", "start": 0.04, "end": 0.08, "confidence": 0.5}
 
 
+def test_words_are_joined_as_in_the_text():
+    """Chinese has no spaces; a word may hold one, where a piece is unknown."""
+    text = "今天天气很好 OK 吗"
+    words = [Word(word, 0.2 * i, 0.2 * i + 0.1, 1.0) for i, word in enumerate([*"今天天气很好", "OK", "吗"])]
+    assert render("x", Transcript(text, words, 3), "srt").split("\n")[2] == text
+    long = [Word(word, 0.01 * i, 0.01 * i + 0.01, 1.0) for i, word in enumerate("天气" * 30)]
+    lines = render("x", Transcript("天气" * 30, long, 3), "srt").split("\n")[2:4]
+    assert "".join(lines) == "天气" * 30 and max(map(len, lines)) <= 42
+    odd = Transcript("THE ⁇ I", [Word("THE ⁇ I", 0.0, 0.3, 0.9)], 1)
+    assert render("a", odd, "ctm") == "a 1 0.000 0.300 THE_⁇_I 0.900\n"
+
+
 def test_recording_without_words():
     nothing = Transcript("", [], 3.0)
     rendered = {format: render("x", nothing, format) for format in SUFFIXES if format != "json"}
@@ -67,6 +79,10 @@ def test_files_folders_and_tables_are_found(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no audio files"):
         find_recordings([f"{tmp_path}/empty"])
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "a.wav").touch()
+    with pytest.raises(UserError, match="d/a.wav and .*e/a.wav would both be called a.wav; give a folder above both"):
+        find_recordings([f"{tmp_path}/d", f"{tmp_path}/e"])
     with pytest.raises(UserError, match="a.wav: given twice"):
         find_recordings([f"{tmp_path}/d", f"{tmp_path}/d"])
     Path(os.fsdecode(bytes(tmp_path / "d") + b"/caf\xe9.wav")).touch()

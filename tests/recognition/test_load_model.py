@@ -99,6 +99,9 @@ def test_packed_model_recognizes_what_the_experiment_does_and_loads_into_espnet(
     assert len(here.text) > 5 and here.text == " ".join(word.text for word in here.words)
     assert all(0 <= word.start < word.end <= 4.04 and 0 < word.confidence <= 1 for word in here.words)
 
+    if feats_type == "raw":
+        with pytest.raises(UserError, match=f"--fs {2 * RATE}: .* was trained on audio at {RATE} Hz"):
+            pack(experiment, tmp_path / "model.zip", None, 2 * RATE, None)
     pack(experiment, tmp_path / "model.zip", None, RATE, None)
     hidden = experiment.parents[1].rename(experiment.parents[1].with_name("hidden"))
     monkeypatch.chdir(tmp_path)

@@ -15,7 +15,7 @@ import torch
 from espnet_lmu.bin.main import main
 from espnet_lmu.data.kaldi_dir import write_table
 from espnet_lmu.errors import UserError
-from espnet_lmu.report.experiment import Experiment
+from espnet_lmu.report.experiment import Experiment, _measure
 from espnet_lmu.report.record import read_starts, record
 from espnet_lmu.scoring.error_rate import read_texts, score, split_words
 from espnet_lmu.scoring.summary import score_decoding
@@ -293,3 +293,21 @@ def test_cost_names_what_it_cannot_use(tmp_path, capsys):
     ):
         assert main(["cost", str(config), *arguments]) == 1
         assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_speakers_may_be_named_as_copies_at_other_speeds_are(recipe):
+    keys = [f"sp{i}-{j}" for i in (1, 2, 3) for j in range(4)]
+    write_table(recipe / "dump/fbank/test/utt2spk", {key: key.split("-")[0] for key in keys})
+    data = _measure(recipe / "dump/fbank/test", recipe)
+    assert (data.utterances, data.speakers, data.speeds) == (12, 3, 1)
+    write_table(recipe / "data/test/utt2speed", {"sp1.1-a-0": "1.1", "sp1.1-a-1": "1.1"})
+    speakers = {"sp1.1-a-0": "sp1.1-a", "sp1.1-a-1": "sp1.1-a", "a-1": "a", "sp2-0": "sp2"}
+    write_table(recipe / "dump/fbank/test/utt2spk", speakers)
+    data = _measure(recipe / "dump/fbank/test", recipe)
+    assert (data.utterances, data.speakers) == (3, 2)
+
+
+def test_formatted_audio_may_be_gone(tmp_path):
+    for name, value in (("utt2spk", "s"), ("utt2num_samples", "16000"), ("wav.scp", "gone.flac")):
+        write_table(tmp_path / "test" / name, {"a": value})
+    assert _measure(tmp_path / "test", tmp_path).hours is None

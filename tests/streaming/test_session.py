@@ -5,6 +5,7 @@ import io
 import itertools
 import os
 import pty
+import re
 import sys
 import time
 from types import SimpleNamespace
@@ -67,6 +68,9 @@ def test_a_pipe_with_something_else(tmp_path):
         soundfile.write(tmp_path / "a", make_audio(0.5), RATE, format=format)
         with pytest.raises(UserError, match=f"-: an? {name} file; give its name"):
             list(pcm_blocks(io.BytesIO((tmp_path / "a").read_bytes()), RATE))
+    for beginning in (b"ID3\x04", b"FORM", b"RF64"):
+        with pytest.raises(UserError, match="file; give its name"):
+            list(pcm_blocks(io.BytesIO(beginning + bytes(100)), RATE))
     for nothing in (b"", b"x"):
         with pytest.raises(UserError, match="ended without a sample"):
             list(pcm_blocks(io.BytesIO(nothing), RATE))
@@ -123,6 +127,18 @@ def test_a_terminal_shows_the_text_once(columns, wanted, monkeypatch):
         show(partial)
     show.close()
     assert screen(stream.getvalue(), columns) == wanted
+
+
+def test_a_terminal_puts_no_spaces_between_characters(monkeypatch):
+    monkeypatch.setattr(os, "get_terminal_size", lambda fd: os.terminal_size((9, 24)))
+    stream = io.StringIO()
+    stream.fileno = lambda: 1
+    show = TerminalText(stream)
+    for text in ("今", "今天", "今天天气很好 OK"):
+        show(Partial(text, text, 1.0))
+    show.close()
+    lines = re.sub(r"\x1b\[\d*[Km]", "", stream.getvalue()).split("\n")
+    assert [line.rpartition("\r")[2] for line in lines] == ["今天天气", "很好 OK", ""]
 
 
 def test_ctrl_c_ends_the_recording(fbank_model):
