@@ -56,6 +56,8 @@ def _check_criteria(args: argparse.Namespace, default: list[tuple[str, str, str]
     if args.model != "espnet":
         return  # one with values of its own
     ctc_weight = (args.model_conf or {}).get("ctc_weight", 0.5)
+    if not isinstance(ctc_weight, (int, float)):
+        raise UserError(f"model_conf ctc_weight {ctc_weight!r}: give a number from 0 to 1")
     given = [] if _criteria(args) == default else args.best_model_criterion
     for criterion in given:
         _check_criterion("best_model_criterion", criterion, ctc_weight)
@@ -159,7 +161,11 @@ def _check_inference(config: Path, arguments: str) -> None:
         return
     from espnet2.bin import asr_inference
 
-    command = ["--config", str(config), *shlex.split(arguments), "--output_dir", "."]
+    try:
+        further = shlex.split(arguments)
+    except ValueError as error:
+        raise UserError(f"--inference_args {arguments}: {error}") from None
+    command = ["--config", str(config), *further, "--output_dir", "."]
     command += ["--data_path_and_name_and_type", "wav.scp,speech,sound"]
     check_arguments("asr_inference", asr_inference.get_parser(), command, f"--inference_args or {config}")
 

@@ -90,6 +90,7 @@ def test_settings_of_the_recipes_pass():
         ),
         ("best_model_criterion: [[valid, cer_ctc]]", "give three, such as valid, cer_ctc, min"),
         ("{patience: 3, early_stopping_criterion: valid}", "early_stopping_criterion valid: give three"),
+        ("model_conf: {ctc_weight: one}", "model_conf ctc_weight 'one': give a number from 0 to 1"),
         ("model_conf: {ctc_weight: 0.0}", "valid cer_ctc min: a training has no cer_ctc, but loss, loss_att, acc"),
         ("best_model_criterion: [[valid, loss, least]]", "valid loss least: give train or valid, a name, and min or"),
         ("best_model_criterion: [[train, cer_ctc, min]]", "error rates are of the validation set"),
@@ -147,6 +148,8 @@ def test_a_mistyped_setting_of_the_search_is_named_before_training(tmp_path):
     _check_inference(config, "--penalty 0.1")
     with pytest.raises(UserError, match=f"unrecognized arguments: --penalti 0.1; correct --inference_args or {config}"):
         _check_inference(config, "--penalti 0.1")
+    with pytest.raises(UserError, match="--inference_args --penalty '0: No closing quotation"):
+        _check_inference(config, "--penalty '0")
     config.write_text("decoding: greedi\n")
     with pytest.raises(UserError, match="decoding: greedi: give greedy or ctc_beam"):
         _check_inference(config, "")
