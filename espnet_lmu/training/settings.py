@@ -23,7 +23,8 @@ _CTC_VALUES = ("loss_ctc", "cer_ctc")
 _DECODER_VALUES = ("loss_att", "acc", "cer", "wer", "loss_transducer", "cer_transducer", "wer_transducer")
 _INTERMEDIATE = re.compile(r"(loss|cer)_interctc_layer\d+")
 _PLAIN_ENCODERS = ("lmu", "conformer", "e_branchformer", "branchformer", "transformer")  # others may load files
-_CHOSEN = re.compile(r"(train|valid)\.(\w+?)\.(best|ave(_(\d+)best)?)\.pth")  # model files named after a criterion
+# Model files named after a criterion, such as valid.cer_ctc.ave_10best.pth.
+_CHOSEN = re.compile(r"(?P<criterion>(train|valid)\.\w+?)\.(best|ave(_(?P<number>\d+)best)?)\.pth")
 
 
 def _check_criterion(option: str, criterion: Sequence[str], ctc_weight: float) -> None:
@@ -44,18 +45,26 @@ def _check_criterion(option: str, criterion: Sequence[str], ctc_weight: float) -
         raise UserError(f"{spelling}: error rates are of the validation set; give valid")
 
 
+def _kept(args: argparse.Namespace) -> list[int]:
+    """How many of the best epochs are averaged; several numbers make several averages."""
+    return args.keep_nbest_models if isinstance(args.keep_nbest_models, list) else [args.keep_nbest_models]
+
+
+def _ctc_weight(args: argparse.Namespace) -> float:
+    return (args.model_conf or {}).get("ctc_weight", 0.5)
+
+
 def _criteria(args: argparse.Namespace) -> list[tuple[str, str, str]]:
     return [tuple(criterion) for criterion in args.best_model_criterion]
 
 
 def _check_criteria(args: argparse.Namespace, default: list[tuple[str, str, str]]) -> None:
     """Refuse criteria that choose nothing. Of ESPnet's own, by loss and by accuracy, the loss is always there."""
-    kept = args.keep_nbest_models if isinstance(args.keep_nbest_models, list) else [args.keep_nbest_models]
-    if min(kept, default=1) < 1:
+    if min(_kept(args), default=1) < 1:
         raise UserError(f"keep_nbest_models {args.keep_nbest_models}: give at least 1")
     if args.model != "espnet":
         return  # one with values of its own
-    ctc_weight = (args.model_conf or {}).get("ctc_weight", 0.5)
+    ctc_weight = _ctc_weight(args)
     if not isinstance(ctc_weight, (int, float)):
         raise UserError(f"model_conf ctc_weight {ctc_weight!r}: give a number from 0 to 1")
     given = [] if _criteria(args) == default else args.best_model_criterion
@@ -143,16 +152,21 @@ def _no_logging() -> Iterator[None]:
 def _check_inference_model(name: str, args: argparse.Namespace) -> None:
     """Refuse the name of a model that no criterion of the training makes."""
     match = _CHOSEN.fullmatch(name)
-    made = [f"{phase}.{value}.ave.pth" for phase, value, _ in _criteria(args)]
-    if args.model == "espnet" and (args.model_conf or {}).get("ctc_weight", 0.5) == 1.0:
-        made = [path for path in made if path.split(".")[1] not in _DECODER_VALUES]
-    kept = args.keep_nbest_models if isinstance(args.keep_nbest_models, list) else [args.keep_nbest_models]
-    if match and match[5] and int(match[5]) not in kept:
-        raise UserError(f"--inference_asr_model {name}: keep_nbest_models is {args.keep_nbest_models}")
-    if match and f"{match[1]}.{match[2]}.ave.pth" not in made:
+    if not match:
+        return
+    ctc_alone = args.model == "espnet" and _ctc_weight(args) == 1.0
+    criteria = [
+        f"{phase}.{value}" for phase, value, _ in _criteria(args) if not (ctc_alone and value in _DECODER_VALUES)
+    ]
+    if match["criterion"] not in criteria:
+        made = ", ".join(f"{criterion}.ave.pth" for criterion in criteria)
         raise UserError(
-            f"--inference_asr_model {name}: by its best_model_criterion this training makes {', '.join(made)}; "
-            "give one of these, or another criterion"
+            f"--inference_asr_model {name}: by its best_model_criterion this training makes {made}; give one of these, "
+            "or another criterion"
+        )
+    if match["number"] and int(match["number"]) not in _kept(args):
+        raise UserError(
+            f"--inference_asr_model {name}: keep_nbest_models is {args.keep_nbest_models}; give such a number"
         )
 
 
