@@ -178,6 +178,8 @@ def measure_all(directory: Path, audio: dict[str, Excerpt], **parallel) -> dict[
     measured = {excerpt: known[key] for excerpt, key in keys.items() if key in known}
     new = [excerpt for excerpt in keys if excerpt not in measured]
     if new:
+        import soundfile  # noqa: F401  # once, not in every piece
+
         # After a kill the same files are new, and the pieces that were complete are in the folder of the same name.
         stamp = hashlib.sha256(json.dumps([keys[excerpt] for excerpt in new]).encode()).hexdigest()[:16]
         folder = directory / f".audio.{stamp}"

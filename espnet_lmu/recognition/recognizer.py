@@ -238,6 +238,7 @@ _forked: tuple[Recognizer, list[_Window]]  # inherited by forked processes: the 
 def _follow_parent() -> None:
     """Let this process end with the one that forked it, and not before: Ctrl-C is the parent's to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Not as in espnet_lmu.parallel: Linux's signal comes when the thread that forked ends, and here that is any thread.
     sentinel = multiprocessing.parent_process().sentinel
 
     def wait() -> None:
