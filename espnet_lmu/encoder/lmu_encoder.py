@@ -20,6 +20,7 @@ from espnet_lmu.encoder.layer import LMULayer
 from espnet_lmu.encoder.streaming import EncoderState, is_streamable, stream
 from espnet_lmu.encoder.subsampling import build_input_layer, in_pieces
 from espnet_lmu.lmu import LMU, Bidirectional, ParallelLMU
+from espnet_lmu.lmu.checks import check_counts, check_lengths, check_switches
 
 LMU_TYPES = ("original", "parallel")
 
@@ -153,24 +154,19 @@ class LMUEncoder(AbsEncoder):
             raise ValueError(f"lmu_type {lmu_type!r} is unknown: one of {', '.join(LMU_TYPES)}")
         if memory_d != 1 and lmu_type != "parallel":
             raise ValueError(f"memory_d {memory_d} needs lmu_type parallel; not {lmu_type}")
-        counts = {"output_size": output_size, "num_blocks": num_blocks, "attention_heads": attention_heads}
-        counts |= {"memory_d": memory_d}
+        counts = {"input_size": input_size, "output_size": output_size, "num_blocks": num_blocks}
+        counts |= {"attention_heads": attention_heads, "memory_d": memory_d}
         counts |= {"input_channels": input_channels} if input_channels is not None else {}
         counts |= {"block_size": block_size} if block_size is not None else {}
-        for name, count in counts.items():
-            if not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name} {count!r} must be a whole number of at least 1")
-        switches = {
-            "bidirectional": bidirectional,
-            "use_attention": use_attention,
-            "use_cross_attention": use_cross_attention,
-            "gated_linear_units": gated_linear_units,
-            "gradient_checkpointing": gradient_checkpointing,
-            "interctc_use_conditioning": interctc_use_conditioning,
-        }
-        for name, switch in switches.items():
-            if not isinstance(switch, bool):  # text such as "false" would count as true
-                raise ValueError(f"{name} {switch!r} must be true or false, without quotation marks")
+        check_counts(**counts)
+        check_switches(
+            bidirectional=bidirectional,
+            use_attention=use_attention,
+            use_cross_attention=use_cross_attention,
+            gated_linear_units=gated_linear_units,
+            gradient_checkpointing=gradient_checkpointing,
+            interctc_use_conditioning=interctc_use_conditioning,
+        )
         if not isinstance(linear_units, int) or linear_units < 0:
             raise ValueError(f"linear_units {linear_units!r} must be a whole number, 0 for no feed-forward module")
         if gated_linear_units and not linear_units:
@@ -213,6 +209,7 @@ class LMUEncoder(AbsEncoder):
             left, chunks = _left_and_chunks(attention_context)
             attention_context = (left, max(chunks))
 
+        self.input_size = input_size
         self._output_size = output_size
         self.bidirectional = bidirectional
         self.use_cross_attention = use_cross_attention
@@ -282,10 +279,16 @@ class LMUEncoder(AbsEncoder):
 
         Raises:
             TooShortUttError: a sequence is too short for the input layer (when streaming, it has no output).
-            ValueError: a memory is given, but the encoder has no cross-attention; no CTC module is given, but the
-                encoder is conditioned on it; or the encoder cannot stream.
+            ValueError: features or lengths of another shape or type; a memory is given, but the encoder has no
+                cross-attention; no CTC module is given, but the encoder is conditioned on it; the encoder cannot
+                stream, or what was asked for is not to be had while it does.
         """
+        if xs_pad.dim() != 3 or xs_pad.size(2) != self.input_size:
+            raise ValueError(f"expected features of shape (B, T, {self.input_size}), got {tuple(xs_pad.shape)}")
+        check_lengths(ilens, xs_pad)
         if infer_mode:
+            if prefix_embeds is not None or memory is not None or return_all_hs:
+                raise ValueError("infer_mode takes no prefix_embeds and no memory, and returns the last layer alone")
             out, state = stream(self, xs_pad, prev_states, is_final, ctc)
             return out, ilens.new_full(ilens.shape, out.size(1)), state
         if self.interctc_use_conditioning and ctc is None:

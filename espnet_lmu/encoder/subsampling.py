@@ -2,7 +2,8 @@
 
 The output of a valid frame never depends on padding: ESPnet's convolutions (no zero padding of their own) keep
 only the frames whose whole receptive field is valid, which is what each sequence gives when it is alone; the
-depthwise one clears the padding before every convolution.
+depthwise one clears the padding before every convolution. All clear it before the first: what it held must not become
+NaN in the frames that attention masks, because zero times NaN is NaN.
 
 Output t depends on the frames from `factor` t - `history` to `factor` t + `look_ahead` alone, which every input layer
 has as attributes, so every one can be given a recording in pieces: see `stream_input`.
@@ -48,6 +49,11 @@ def _check_length(lengths: Tensor, shortest: int) -> None:
         )
 
 
+def _without_padding(x: Tensor, lengths: Tensor) -> Tensor:
+    """Zero after each sequence's length: whatever was there, even what is no number, reaches no valid frame."""
+    return x.masked_fill(~valid_frames(lengths.to(x.device), x.size(1))[:, :, None], 0.0)
+
+
 class LinearInput(nn.Module):
     """A linear layer, no subsampling: F D + D parameters."""
 
@@ -61,7 +67,7 @@ class LinearInput(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, F), (B,) -> (B, T, D), (B,)."""
         _check_length(lengths, self.shortest)
-        return self.linear(x), lengths
+        return self.linear(_without_padding(x, lengths)), lengths
 
 
 class Conv2dInput(nn.Module):
@@ -91,7 +97,7 @@ class Conv2dInput(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, F), (B,) -> (B, T', D), (B,)."""
         _check_length(lengths, self.shortest)
-        x, _ = self.embed(x, None)
+        x, _ = self.embed(_without_padding(x, lengths), None)
         for kernel, stride in self.convolutions:
             lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
         return x, lengths
@@ -132,7 +138,7 @@ class DepthwiseStridingInput(nn.Module):
         lengths = lengths.to(x.device)
         # Everything stays in the order (B, T, F, channels): a CPU takes two thirds of the time for matrix products and
         # a depthwise convolution in that order that it takes for ordinary convolutions.
-        x = x.masked_fill(~valid_frames(lengths, x.size(1))[:, :, None], 0.0)
+        x = _without_padding(x, lengths)
         lengths = _halved(lengths)
         x = (self._patches(x, lengths) @ torch.cat([self.first.weight.flatten(1).T, self.first.bias[None]])).relu_()
         for stage in self.stages:

@@ -24,10 +24,17 @@ class Bidirectional(nn.Module):
     Args:
         forward_layer, backward_layer: layers of this package with the same input size. Each sequence is turned around
             within its own length, so padding does not change a result.
+
+    Raises:
+        ValueError: their input sizes differ.
     """
 
     def __init__(self, forward_layer: nn.Module, backward_layer: nn.Module) -> None:
         super().__init__()
+        if forward_layer.input_size != backward_layer.input_size:
+            raise ValueError(
+                f"the layers' input sizes differ: {forward_layer.input_size} and {backward_layer.input_size}"
+            )
         self.forward_layer = forward_layer
         self.backward_layer = backward_layer
 

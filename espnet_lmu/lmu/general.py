@@ -9,13 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from espnet_lmu.lmu.checks import check_counts, check_sequences, check_state, check_switches
 from espnet_lmu.lmu.legendre import LegendreBuffers, LegendreSystem, continuous_system, discretize
 from espnet_lmu.lmu.memory import MemoryOperators, linear_memory, operators_of
 from espnet_lmu.lmu.naive import valid_frames
-from espnet_lmu.lmu.original import check_sequences, computing_dtype, fused_recurrence
+from espnet_lmu.lmu.original import computing_dtype, fused_recurrence
 from espnet_lmu.lmu.parallel import check_route, choose_route, make_activation
 
 HIDDEN_CELLS = ("none", "linear", "recurrent")
+
+_WEIGHTS = ("W_u", "W_uh", "W_um", "W_m", "W_x", "W_h", "b_u", "b")
 
 
 class GeneralLMU(LegendreBuffers):
@@ -78,12 +81,23 @@ class GeneralLMU(LegendreBuffers):
         check_route(route, chunk_size)
         if hidden_cell not in HIDDEN_CELLS:
             raise ValueError(f"hidden_cell must be one of {', '.join(HIDDEN_CELLS)}, not {hidden_cell!r}")
+        check_counts(input_size=input_size, memory_d=memory_d)
+        if hidden_size != 0:
+            check_counts(hidden_size=hidden_size)
+        check_switches(
+            trainable_theta=trainable_theta,
+            hidden_to_memory=hidden_to_memory,
+            memory_to_memory=memory_to_memory,
+            input_to_hidden=input_to_hidden,
+            bias=bias,
+            hidden_bias=hidden_bias,
+        )
         if (hidden_size == 0) != (hidden_cell == "none"):
             raise ValueError(f"hidden_cell {hidden_cell!r} does not go with hidden_size {hidden_size}")
         if hidden_to_memory and hidden_cell == "none":
             raise ValueError("hidden_to_memory needs a hidden_cell")
-        if memory_d < 1:
-            raise ValueError(f"memory_d must be at least 1 channel, not {memory_d}")
+        if not isinstance(truncate_ir, int | float) or not 0 <= truncate_ir < 1:
+            raise ValueError(f"truncate_ir must be a relative error, at least 0 and below 1, not {truncate_ir!r}")
         if (hidden_to_memory or memory_to_memory) and route not in ("auto", "step"):
             raise ValueError(f"route {route!r} needs a memory without feedback")
         self.input_size = input_size
@@ -135,13 +149,16 @@ class GeneralLMU(LegendreBuffers):
 
     @property
     def theta(self) -> float:
-        """The window in frames; the learnt one where theta is trained."""
-        return self.system.theta if self.theta_inv is None else 1 / self.theta_inv.item()
+        """The window in frames; the learnt one where theta is trained, infinite where 1 / theta came to zero."""
+        if self.theta_inv is None or self.theta_inv.is_meta:
+            return self.system.theta
+        theta_inv = self.theta_inv.item()
+        return 1 / theta_inv if theta_inv > 0 else math.inf
 
     def extra_repr(self) -> str:
         system = self.system
         return (
-            f"{self.input_size}, {self.hidden_size}, {system.order}, theta={system.theta:g}, "
+            f"{self.input_size}, {self.hidden_size}, {system.order}, theta={self.theta:g}, "
             f"memory_d={self.memory_d}, hidden_cell={self.hidden_cell}, {system.discretizer}"
         )
 
@@ -174,12 +191,15 @@ class GeneralLMU(LegendreBuffers):
             h = inputs.new_zeros(batch, self.hidden_size)
             m = inputs.new_zeros(batch, self.memory_d, self.memory_size)
         else:
+            check_state(state, (batch, self.hidden_size), (batch, self.memory_d, self.memory_size))
             h, m = (part.to(dtype) for part in state)
         feedback = self.W_uh is not None or self.W_um is not None
         fusible = self.memory_d == 1 and isinstance(self.activation, nn.Tanh) and self.theta_inv is None
         with torch.autocast(x.device.type, enabled=False):
-            # parameters by name, in the type that everything is computed in
-            p = {name: value.to(dtype) for name, value in self.named_parameters()}
+            # Weights by name, in the type that everything is computed in; as attributes, which those are too that
+            # torch's parametrizations, pruning or replicas for several GPUs put in the place of parameters.
+            weights = {name: getattr(self, name) for name in _WEIGHTS}
+            p = {name: weight.to(dtype) for name, weight in weights.items() if weight is not None}
             u = F.linear(inputs, p["W_u"], p.get("b_u"))
             if not feedback:
                 memory = None if state is None else m

@@ -20,7 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from espnet_lmu.lmu.legendre import LegendreSystem, impulse_response, transition_powers, truncated_length
+from espnet_lmu.lmu.legendre import (
+    LegendreSystem,
+    discrete_system,
+    impulse_response,
+    transition_powers,
+    truncated_length,
+)
 from espnet_lmu.lmu.naive import naive_memory
 
 ROUTES = ("step", "chunk", "fft", "conv")
@@ -98,8 +104,7 @@ class MemoryOperators:
 
 @functools.lru_cache(maxsize=16)
 def _shared_operators(order: int, theta: float, discretizer: str) -> MemoryOperators:
-    system = LegendreSystem(order, theta, discretizer)
-    return MemoryOperators(system.A, system.B)
+    return MemoryOperators(*discrete_system(order, theta, discretizer))
 
 
 def operators_of(system: LegendreSystem) -> MemoryOperators:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _ALIGNMENT = 16  # columns, of the widest vector
 
@@ -91,9 +92,11 @@ def aligned(matrix: Tensor) -> Tensor:
 def runs(rows: Tensor) -> bool:
     """Whether the compiled loop is there and takes tensors of this one's device and type.
 
-    torch.compile, which cannot look into it, traces the loop that torch runs.
+    Who traces the operations (torch.compile, make_fx), which cannot look into it, gets the loop that torch runs.
     """
-    if rows.device.type != "cpu" or rows.dtype != torch.float32 or torch.compiler.is_compiling():
+    if rows.device.type != "cpu" or rows.dtype != torch.float32:
+        return False
+    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
         return False
     return is_built()
 

@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from espnet_lmu.lmu import windowed
+from espnet_lmu.lmu.checks import check_counts, check_sequences, check_state
 from espnet_lmu.lmu.cuda_graph import BackwardFrames, ForwardFrames, captured
 from espnet_lmu.lmu.legendre import LegendreBuffers, LegendreSystem
 from espnet_lmu.lmu.loops import is_compiled, one_by_one, run_frames, run_frames_backward, run_parts, split_batch
@@ -247,22 +248,6 @@ def half_precision(x: Tensor) -> torch.dtype:
     return x.dtype if x.dtype in (torch.bfloat16, torch.float16) else torch.float32
 
 
-def check_sequences(x: Tensor, input_size: int, lengths: Tensor | None) -> Tensor | None:
-    """Raise ValueError unless x is (B, T, input_size) with T of at least 1 and lengths (B,) lie within 0 .. T.
-
-    Lengths on a GPU are not read, because that would wait for it. Returns: the lengths on x's device.
-    """
-    if x.dim() != 3 or x.shape[2] != input_size or x.shape[1] == 0:
-        raise ValueError(f"expected x of shape (B, T, {input_size}) with at least one frame, got {tuple(x.shape)}")
-    if lengths is None:
-        return None
-    if lengths.shape != x.shape[:1]:
-        raise ValueError(f"expected {x.shape[0]} lengths, got shape {tuple(lengths.shape)}")
-    if lengths.device.type == "cpu" and ((lengths < 0) | (lengths > x.shape[1])).any():
-        raise ValueError(f"expected lengths from 0 to {x.shape[1]}, got {lengths.tolist()}")
-    return lengths.to(x.device)
-
-
 class LMU(LegendreBuffers):
     """The original Legendre Memory Unit layer.
 
@@ -300,6 +285,7 @@ class LMU(LegendreBuffers):
         route: str = "auto",
     ) -> None:
         super().__init__(LegendreSystem(memory_size, theta, discretizer))
+        check_counts(input_size=input_size, hidden_size=hidden_size)
         if route not in ROUTES:
             raise ValueError(f"route must be one of {', '.join(ROUTES)}, not {route!r}")
         self.input_size = input_size
@@ -345,6 +331,7 @@ class LMU(LegendreBuffers):
         if state is None:
             h, m = x.new_zeros(len(x), self.hidden_size), x.new_zeros(len(x), self.memory_size)
         else:
+            check_state(state, (len(x), self.hidden_size), (len(x), self.memory_size))
             h, m = state
         constants = (self.e_x, self.e_h, self.e_m, self.W_x, self.W_h, self.W_m, self.A, self.B, h, m)
         valid = valid_frames(lengths, x.shape[1])

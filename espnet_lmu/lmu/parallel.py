@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from espnet_lmu.lmu.checks import check_counts, check_sequences, check_state, check_switches
 from espnet_lmu.lmu.legendre import LegendreBuffers, LegendreSystem
 from espnet_lmu.lmu.memory import ROUTES, chunk_frames, folding_saves_work, linear_memory, linear_readout, operators_of
 from espnet_lmu.lmu.naive import valid_frames
-from espnet_lmu.lmu.original import check_sequences, computing_dtype
+from espnet_lmu.lmu.original import computing_dtype
 
 ACTIVATIONS = {"linear": nn.Identity, "tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 
@@ -26,8 +27,8 @@ def check_route(route: str, chunk_size: int | None) -> None:
     """Raise ValueError for an unknown route or an impossible chunk."""
     if route not in ("auto", *ROUTES):
         raise ValueError(f"route must be one of auto, {', '.join(ROUTES)}, not {route!r}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1 frame, not {chunk_size}")
+    if chunk_size is not None:
+        check_counts(chunk_size=chunk_size)
 
 
 def choose_route(route: str, frames: int) -> str:
@@ -82,8 +83,8 @@ class ParallelLMU(LegendreBuffers):
     ) -> None:
         super().__init__(LegendreSystem(memory_size, theta, discretizer))
         check_route(route, chunk_size)
-        if memory_d < 1:
-            raise ValueError(f"memory_d must be at least 1 channel, not {memory_d}")
+        check_counts(input_size=input_size, hidden_size=hidden_size, memory_d=memory_d)
+        check_switches(bias=bias)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.memory_size = memory_size
@@ -125,8 +126,12 @@ class ParallelLMU(LegendreBuffers):
         """
         lengths = check_sequences(x, self.input_size, lengths)
         batch, frames, _ = x.shape
+        if state is not None:
+            check_state([state], (batch, self.memory_d, self.memory_size))
         route = choose_route(self.route, frames)
-        dtype = computing_dtype(self.W_u)
+        dtype, given = computing_dtype(self.W_u), x.dtype
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.W_u.dtype)
         valid = valid_frames(lengths, frames)
         if valid is not None:
             x = x.masked_fill(~valid[..., None], 0)
@@ -146,5 +151,5 @@ class ParallelLMU(LegendreBuffers):
                 readout = None
         if readout is None:
             readout = F.linear(memory.flatten(2).to(x.dtype), self.W_m)
-        y = self.activation(F.linear(x, self.W_x, self.b) + readout).to(x.dtype)
+        y = self.activation(F.linear(x, self.W_x, self.b) + readout).to(given)
         return (y if valid is None else y.masked_fill(~valid[..., None], 0)), state

@@ -1,6 +1,7 @@
 """LMUEncoder: shapes, padding, options, parameter counts, loading of weights."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_padding_changes_nothing(options):
     out, out_lengths, states = encoder(x, lengths)
     assert states is None
     assert out.shape == (3, int(out_lengths.max()), encoder.output_size())
-    x_other = torch.where(torch.arange(63)[None, :, None] < lengths[:, None, None], x, torch.full_like(x, 1e3))
+    x_other = torch.where(torch.arange(63)[None, :, None] < lengths[:, None, None], x, torch.full_like(x, math.nan))
     other, _, _ = encoder(x_other, lengths)
     torch.testing.assert_close(other, out, rtol=0, atol=1e-5)
     # ESPnet's CER while it trains counts the tokens of padding
@@ -215,6 +216,29 @@ def test_prefix_and_memory_of_the_s2t_ctc_task():
     assert not torch.allclose(other, out)
     with pytest.raises(ValueError, match="use_cross_attention"):
         make_encoder()(x, lengths, memory=memory)
+
+
+@pytest.mark.parametrize(
+    "shape, lengths, options, message",
+    [
+        ((2, 12, 19), torch.tensor([12, 9]), {"input_layer": "dw_striding"}, r"shape \(B, T, 20\), got \(2, 12, 19\)"),
+        ((2, 12, 20), torch.tensor([12]), {}, "expected 2 lengths"),
+        ((2, 12, 20), torch.tensor([13, 9]), {}, "expected lengths from 0 to 12"),
+        ((2, 12, 20), torch.tensor([12.0, 9.0]), {}, "expected lengths as a tensor of whole numbers"),
+        ((2, 12, 20), [12, 9], {}, "expected lengths as a tensor of whole numbers"),
+    ],
+)
+def test_input_that_does_not_fit_is_refused(shape, lengths, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_encoder(**options)(torch.zeros(shape), lengths)
+
+
+def test_what_streaming_does_not_do_is_refused():
+    encoder, x = make_encoder(use_attention=False), torch.zeros(1, 12, 20)
+    with pytest.raises(ValueError, match="returns the last layer alone"):
+        encoder(x, torch.tensor([12]), infer_mode=True, return_all_hs=True)
+    with pytest.raises(ValueError, match="no prefix_embeds"):
+        encoder(x, torch.tensor([12]), infer_mode=True, prefix_embeds=torch.zeros(1, 2, 16))
 
 
 def test_attention_sees_the_order_of_frames():

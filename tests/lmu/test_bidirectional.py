@@ -25,6 +25,11 @@ def test_padding_never_changes_a_result(layer_type):
         assert not y[row, length:].any()
 
 
+def test_layers_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="input sizes differ: 3 and 4"):
+        Bidirectional(LMU(3, 4, 5, 9.0), LMU(4, 4, 5, 9.0))
+
+
 def test_each_direction_has_its_state():
     torch.manual_seed(0)
     layer = Bidirectional(LMU(3, 4, 5, 9.0), LMU(3, 4, 5, 9.0))

@@ -1,9 +1,11 @@
 """The general LMU: each option against its equation, and against the original LMU."""
 
 import itertools
+import math
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from lmu_agreement import assert_agree, assert_all_agree, outputs_and_gradients, randomise
 
 from espnet_lmu.lmu import LMU, GeneralLMU, LegendreSystem, ParallelLMU
@@ -218,6 +220,41 @@ def test_gradient_of_theta_is_that_of_finite_differences(discretizer, hidden_to_
     assert torch.autograd.gradcheck(run, (layer.theta_inv,))
 
 
+def test_learnt_theta_is_shown():
+    layer = make_layer(trainable_theta=True)
+    for theta_inv, theta in ((0.025, 40.0), (-0.01, math.inf), (0.0, math.inf)):
+        torch.nn.init.constant_(layer.theta_inv, theta_inv)
+        assert layer.theta == theta and f"theta={theta:g}" in repr(layer)
+
+
+@pytest.mark.parametrize("route", ["auto", "step"])
+@pytest.mark.parametrize("feedback", [False, True])
+@pytest.mark.parametrize("name", ["W_u", "W_uh", "W_um", "W_m", "W_x", "W_h", "b_u", "b"])
+def test_a_weight_that_is_no_parameter_counts(name, feedback, route):
+    """Parametrizations, pruning and replicas for several GPUs put other tensors in the place of parameters."""
+    layer = make_layer(
+        memory_d=1,
+        hidden_cell="recurrent",
+        hidden_to_memory=feedback,
+        memory_to_memory=feedback,
+        input_to_hidden=True,
+        bias=True,
+        route=route,
+    )
+    if getattr(layer, name) is None:
+        return
+    x = torch.randn(2, 7, 4, dtype=torch.float64)
+    expected, _ = layer(x)
+    torch.nn.utils.prune.identity(layer, name)
+    assert_agree(layer(x)[0], expected)
+
+
+def test_state_of_a_wrong_shape_is_refused():
+    layer = make_layer(hidden_to_memory=True)
+    with pytest.raises(ValueError, match=r"expected a state of shape \(2, 5\) and \(2, 2, 3\)"):
+        layer(torch.zeros(2, 6, 4, dtype=torch.float64), None, (torch.zeros(1, 5), torch.zeros(1, 2, 3)))
+
+
 def test_theta_is_learnt():
     torch.manual_seed(0)
     layer = GeneralLMU(1, 0, 4, theta=30.0, hidden_cell="none", trainable_theta=True)
@@ -303,6 +340,9 @@ def test_initialisation_is_that_of_keras_lmu():
         ({"hidden_to_memory": True, "route": "fft"}, "feedback"),
         ({"memory_to_memory": True, "route": "chunk"}, "feedback"),
         ({"memory_d": 0}, "memory_d"),
+        ({"truncate_ir": -1}, "truncate_ir"),
+        ({"truncate_ir": float("nan")}, "truncate_ir"),
+        ({"bias": "false"}, "bias 'false' must be true or false"),
         ({"theta": 2.0, "discretizer": "euler"}, "unstable"),
     ],
 )

@@ -168,7 +168,7 @@ def test_theta_that_the_refusal_of_euler_names_works(order):
     assert LegendreSystem(order, theta, "euler").impulse_response(100_000)[-1].abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("delay", [-0.1, 10.1])
+@pytest.mark.parametrize("delay", [-0.1, 10.1, float("nan"), torch.ones(2, 3)])
 def test_delay_outside_the_window_is_refused(delay):
     with pytest.raises(ValueError, match="delay"):
         LegendreSystem(4, 10).decode(torch.zeros(4), delay)
@@ -195,6 +195,39 @@ class TestBuffers:
         with pytest.raises(RuntimeError, match="another theta"):
             layer_type(3, 4, 5, theta=8).load_state_dict(weights)
 
+    @pytest.mark.parametrize(
+        "order, theta, other, discretizer", [(8, 100.0, 100.5, "zoh"), (4, 4000.0, 4000.0, "euler")]
+    )
+    def test_of_nearly_the_same_system_are_refused(self, layer_type, order, theta, other, discretizer):
+        weights = layer_type(3, 4, order, theta=theta).state_dict()
+        with pytest.raises(RuntimeError, match="another theta or discretizer"):
+            layer_type(3, 4, order, theta=other, discretizer=discretizer).load_state_dict(weights)
+
+    def test_of_an_average_of_checkpoints_are_taken(self, layer_type):
+        layer = layer_type(3, 4, 64, theta=200)
+        average = {name: sum([value / 7] * 7) for name, value in layer.state_dict().items()}
+        layer_type(3, 4, 64, theta=200).load_state_dict(average)
+
+    def test_belong_to_one_layer_alone(self, layer_type):
+        """An average of models is often taken in place, over all of their state."""
+        layer, other = layer_type(3, 4, 5, theta=7).double(), layer_type(3, 4, 5, theta=7).double()
+        for values in (*layer.state_dict().values(), layer.system.A, layer.system.B):
+            values.mul_(0.5)
+        assert torch.equal(other.A, LegendreSystem(5, 7).A)
+        assert torch.equal(layer_type(3, 4, 5, theta=7).A, other.A.float())
+
+    def test_are_where_parameters_are_and_of_their_type(self, layer_type):
+        with torch.device("meta"):
+            layer = layer_type(3, 4, 5, theta=7)
+        assert layer.A.is_meta and layer.B.is_meta
+        layer.to_empty(device="cpu")
+        assert torch.equal(layer.A, layer.system.A.float())
+        torch.set_default_dtype(torch.float64)
+        try:
+            assert torch.equal(layer_type(3, 4, 5, theta=7).A, layer.system.A)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
     def test_survive_a_half_precision_checkpoint(self, layer_type):
         layer = layer_type(3, 4, 5, theta=7)
         weights = {name: value.bfloat16() for name, value in layer.state_dict().items()}
@@ -215,6 +248,11 @@ class TestBuffers:
         x = torch.randn(2, 6, 3)
         for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
             assert torch.equal(twin(x)[0], layer(x)[0])
+
+
+def test_impulse_response_of_no_frames_is_refused():
+    with pytest.raises(ValueError, match="length 0"):
+        LegendreSystem(4, 10).impulse_response(0)
 
 
 def test_impulse_response_is_differentiable():

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from espnet_lmu.lmu import LMU, loops, native
 
@@ -168,6 +169,14 @@ def test_a_package_without_it_works(monkeypatch):
     monkeypatch.setattr(native, "_library", lambda: None)
     assert not native.is_built()
     torch.testing.assert_close(layer(x)[0], compiled, rtol=1e-4, atol=1e-5)
+
+
+def test_tracing_takes_the_other_loop():
+    torch.manual_seed(0)
+    layer, x = LMU(6, 20, 8, 30.0), torch.randn(3, 5, 6)
+    with torch.no_grad():
+        traced = make_fx(lambda x: layer(x)[0])(x)
+        torch.testing.assert_close(traced(2 * x), layer(2 * x)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_torch_compile_takes_the_other_loop():

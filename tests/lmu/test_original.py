@@ -225,8 +225,40 @@ def test_runs_from_several_threads_at_once():
         ((2, 4, 5), torch.tensor([4])),
         ((2, 4, 5), torch.tensor([4, 5])),
         ((2, 4, 5), torch.tensor([4, -1])),
+        ((2, 4, 5), torch.tensor([4.0, 2.5])),
+        ((2, 4, 5), torch.tensor([True, True])),
+        ((2, 4, 5), [4, 2]),
     ],
 )
 def test_input_of_a_wrong_shape_is_refused(shape, lengths):
     with pytest.raises(ValueError, match="expected"):
         LMU(5, 7, 6, 9.0)(torch.zeros(shape), lengths)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_input_that_is_not_of_floating_point_numbers_is_refused(dtype):
+    with pytest.raises(ValueError, match="expected x of floating-point numbers"):
+        LMU(5, 7, 6, 9.0)(torch.ones(2, 4, 5, dtype=dtype))
+
+
+def test_lengths_of_any_whole_type():
+    torch.manual_seed(0)
+    layer, x, lengths = LMU(5, 7, 6, 9.0), torch.randn(9, 8, 5), torch.tensor([8, 0, 3, 1, 5, 8, 2, 7, 4])
+    expected, (expected_h, _) = layer(x, lengths)
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        y, (h, _) = layer(x, lengths.to(dtype))
+        assert torch.equal(y, expected) and torch.equal(h, expected_h)
+
+
+@pytest.mark.parametrize("frames", [4, 70])
+@pytest.mark.parametrize("shapes", [((6, 7), (6, 256)), ((1, 7), (1, 256)), ((3, 1), (3, 1)), ((7,), (256,))])
+def test_state_of_a_wrong_shape_is_refused(frames, shapes):
+    """The form of long sequences would leave the rest of a larger one as it finds it in memory."""
+    with pytest.raises(ValueError, match=r"expected a state of shape \(3, 7\) and \(3, 256\)"):
+        LMU(5, 7, 256, 300.0)(torch.zeros(3, frames, 5), None, tuple(torch.zeros(shape) for shape in shapes))
+
+
+@pytest.mark.parametrize("sizes, message", [((0, 7), "input_size 0"), ((5, 0), "hidden_size 0"), ((3.5, 7), "3.5")])
+def test_sizes_that_cannot_be_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        LMU(*sizes, 6, 9.0)

@@ -236,6 +236,22 @@ class TestSequences:
         assert_agree(y, expected, tolerance=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_input_of_another_type_than_the_weights(dtype):
+    torch.manual_seed(0)
+    layer, x = ParallelLMU(5, 7, 6, 9.0), torch.randn(2, 12, 5).to(dtype)
+    y, _ = layer(x)
+    assert y.dtype == dtype
+    assert_agree(y.float(), layer(x.float())[0], tolerance=0.01)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 6), (2, 1, 1), (2, 6)])
+@pytest.mark.parametrize("route", ["auto", "step", "fft", "conv"])
+def test_state_of_a_wrong_shape_is_refused(shape, route):
+    with pytest.raises(ValueError, match=r"expected a state of shape \(2, 1, 6\)"):
+        ParallelLMU(5, 7, 6, 9.0, route=route)(torch.zeros(2, 12, 5), None, torch.zeros(shape))
+
+
 def test_operators_made_in_inference_mode_can_be_trained_with():
     layer = ParallelLMU(2, 3, 7, theta=31.25, route="chunk")  # a system that no other test has
     for route in ("chunk", "fft", "step"):
