@@ -48,6 +48,8 @@ def train_bpe(texts: list[str], directory: Path, size: int, mode: str) -> list[s
             vocab_size=size,
             model_type=mode,
             character_coverage=1.0,
+            # Otherwise ligatures, wide letters, some accents are others in what is recognized than in the transcripts.
+            normalization_rule_name="identity",
             hard_vocab_limit=False,
             minloglevel=2,
         )

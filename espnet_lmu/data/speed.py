@@ -19,13 +19,18 @@ def parse_factors(text: str) -> list[float]:
         factors = [float(factor) for factor in text.split()]
     except ValueError:
         factors = []
-    if not factors or len(set(factors)) != len(factors) or not all(0.5 <= factor <= 2 for factor in factors):
+    names = {f"{factor:g}" for factor in factors}
+    if not factors or len(names) != len(factors) or not all(0.5 <= factor <= 2 for factor in factors):
         raise UserError(f'--speed_perturb_factors "{text}": give different factors from 0.5 to 2, e.g. "0.9 1.0 1.1"')
     return factors
 
 
 def perturb(tables: dict[str, dict[str, str]], factors: list[float]) -> dict[str, dict[str, str]]:
-    """Tables with every utterance once for each factor, and their ``utt2speed``."""
+    """Tables with every utterance once for each factor, and their ``utt2speed``.
+
+    Raises:
+        UserError: a copy would have the id of another utterance.
+    """
     perturbed: dict[str, dict[str, str]] = {"text": {}, "utt2spk": {}, "utt2speed": {}}
     audio = "segments" if "segments" in tables else "wav.scp"
     if audio == "segments":
@@ -34,6 +39,11 @@ def perturb(tables: dict[str, dict[str, str]], factors: list[float]) -> dict[str
     for factor in factors:
         prefix = "" if factor == 1 else f"sp{factor:g}-"
         for utterance in tables["text"]:
+            if prefix + utterance in perturbed["text"]:
+                raise UserError(
+                    f"{prefix}{utterance}: the copy at speed {factor:g} would have the id of another utterance; if the "
+                    "set has copies already, give one factor, 1.0"
+                )
             perturbed[audio][prefix + utterance] = tables[audio][utterance]
             perturbed["text"][prefix + utterance] = tables["text"][utterance]
             perturbed["utt2spk"][prefix + utterance] = prefix + tables["utt2spk"][utterance]

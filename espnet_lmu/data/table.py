@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             reader = csv.reader(stream, strict=True, skipinitialspace=True)
             for row in reader:
                 if any(map(str.strip, row)):
-                    yield reader.line_num, [" ".join(column.split()) for column in row]
+                    yield reader.line_num, [column.strip() for column in row]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError:
@@ -49,14 +50,20 @@ def make_data_dirs(table: Path, sets: list[str], data_dir: Path) -> None:
     speakers: dict[str, dict[str, None]] = {}  # the sets of each, in order
     for line, row in _rows(table):
         place = f"{table}: line {line}"
+        if tuple(column.upper() for column in row) == _COLUMNS:
+            raise UserError(f"{place}: a header; delete this line")
         if len(row) != len(_COLUMNS):
-            raise UserError(f"{place}: {len(row)} columns; give {','.join(_COLUMNS)}, with quotes around commas")
+            columns = f"{len(row)} columns" if len(row) > 1 else "one column"
+            raise UserError(f"{place}: {columns}; give {','.join(_COLUMNS)}, with quotes around what has commas")
         name, file, speaker, text = row
+        speaker, text = (" ".join(words.split()) for words in (speaker, text))
         if name not in tables:
             raise UserError(f"{place}: the set {name!r} is none of {', '.join(sets)}")
         if not Path(file).name or not speaker:
             raise UserError(f"{place}: an empty {'FILE' if speaker else 'SPEAKER'}")
-        utterance = f"{speaker}-{Path(file).with_suffix('')}".replace("/", "-").replace(" ", "_")
+        if len(file.splitlines()) > 1:
+            raise UserError(f"{place}: FILE has a line break")
+        utterance = re.sub(r"\s", "_", f"{speaker}-{Path(file).with_suffix('')}".replace("/", "-"))
         if utterance in lines:
             raise UserError(
                 f"{place}: {file} of {speaker} would be {utterance}, as line {lines[utterance]} is; rename it"

@@ -38,6 +38,11 @@ def find_recordings(arguments: list[str]) -> dict[str, str]:
                 raise UserError(f"{argument}: no audio files in this folder")
         elif path.suffix == ".scp":
             found = read_table(path)
+            if path.with_name("segments").exists():
+                print(
+                    f"{argument}: recordings are transcribed whole; {path.with_name('segments')} is not used",
+                    file=sys.stderr,
+                )
         else:
             found = {argument: argument}
         for name in found:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from espnet_lmu.data.files import command_line
+from espnet_lmu.data.kaldi_dir import read_table
 from espnet_lmu.errors import UserError
 from espnet_lmu.report.experiment import TITLES, Experiment
 from espnet_lmu.report.page import write_report
@@ -26,8 +27,13 @@ def score_decoding(data_feats: Path, decode_dir: Path, test_sets: list[str], bpe
 
     Writes ``score_{wer,cer,ter}/result.txt`` beside each hypothesis (TER with a BPE model only).
 
+    Sets without a single transcript are passed over, with a line that says so.
+
     Returns:
         the tables, as Markdown.
+
+    Raises:
+        UserError: a set is not decoded, or has other utterances than were decoded; no set has transcripts.
     """
     splits = {"wer": split_words, "cer": split_characters}
     if bpemodel is not None:
@@ -36,6 +42,13 @@ def score_decoding(data_feats: Path, decode_dir: Path, test_sets: list[str], bpe
     for name in test_sets:
         if not (decode_dir / name / "text").exists():
             raise UserError(f"{decode_dir / name}/text: no such file; run stage 12 first")
+    blind = [name for name in test_sets if not any(read_table(data_feats / name / "text").values())]
+    if len(blind) == len(test_sets):
+        raise UserError(f"{data_feats}/{blind[0]}/text: no words to score against")
+    for name in test_sets:
+        if name in blind:
+            print(f"{data_feats}/{name}/text: no transcripts, so {name} is not scored")
+            continue
         references, hypotheses = read_texts(data_feats / name / "text", decode_dir / name / "text")
         for kind, split in splits.items():
             total, alignments = score(references, hypotheses, split)

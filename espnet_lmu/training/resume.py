@@ -21,8 +21,9 @@ from espnet_lmu.training.settings import check_training
 
 # What weights belong to, and what goes on as the checkpoint holds it, whatever is given. Other settings may change:
 # number of epochs, batches, augmentation.
-_FIXED = ("input_size", "frontend_conf", "normalize", "encoder", "encoder_conf", "decoder", "decoder_conf")
-_FIXED += ("model_conf", "token_list", "init_param")
+_PARTS = ("frontend", "normalize", "preencoder", "encoder", "postencoder", "decoder", "model", "adapter")
+_FIXED = ("input_size", "token_list", "init_param", "use_adapter", "ctc_conf", "joint_net_conf")
+_FIXED += tuple(name for part in _PARTS for name in (part, f"{part}_conf"))
 _FIXED += ("optim", "optim_conf", "exclude_weight_decay", "exclude_weight_decay_conf", "scheduler", "scheduler_conf")
 
 
@@ -48,12 +49,15 @@ def check_settings(directory: Path, arguments: list[str]) -> None:
     """
     given = vars(check_training(arguments))
     if given["input_size"] is not None:
-        given["frontend_conf"] = {}  # as ESPnet then writes it
+        given |= {"frontend": None, "frontend_conf": {}}  # as ESPnet then writes it
     if isinstance(given["token_list"], str):
         given["token_list"] = Path(given["token_list"]).read_text(encoding="utf-8").splitlines()
     trained = read_config(directory) or {}
+    for settings in (given, trained):
+        # Statistics of the same data may lie elsewhere; stage 11 knows those of other data.
+        settings["normalize_conf"] = {**(settings.get("normalize_conf") or {}), "stats_file": None}
     for name in _FIXED:
-        if name in trained and trained[name] != given[name]:
+        if name in trained and name in given and trained[name] != given[name]:
             difference = _difference(name, trained[name], given[name])
             raise UserError(
                 f"{directory}: it was trained with {difference}; give --asr_tag NAME for another experiment"

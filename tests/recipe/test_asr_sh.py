@@ -1,5 +1,6 @@
 """asr.sh: its options, the errors a user meets, and stages that stop with one line when something is missing."""
 
+import fcntl
 import os
 import re
 import signal
@@ -131,6 +132,21 @@ def test_stages_1_to_5_name_their_directories_as_espnet_does_and_can_run_again(r
     assert not list(recipe.directory.rglob("*.tmp"))
 
 
+def test_a_second_run_waits_for_the_data_that_another_makes(recipe):
+    for i, name in enumerate(("train", "valid", "test")):
+        make_set(recipe.directory / "source" / name, 4, seed=i)
+    (recipe.directory / "data").mkdir()
+    with open(recipe.directory / "data" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run = subprocess.Popen(
+            recipe.command("--stop_stage", "2"), cwd=recipe.directory, stdout=subprocess.PIPE, text=True
+        )
+        assert run.stdout.readline().endswith("Waiting for another run that is at the same stages (data/.lock)\n")
+        assert not (recipe.directory / "data" / "train").exists()
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode == 0 and "Stage 1" in output and (recipe.directory / "data" / "train" / "spk2utt").exists()
+
+
 def test_ctrl_c_is_no_error_of_the_data(recipe):
     script = recipe.directory / "local" / "data.sh"
     script.write_text("#!/usr/bin/env bash\ntouch started\nexec sleep 100\n")
@@ -158,6 +174,9 @@ def test_a_corpus_in_a_table(tmp_path):
 
     for text, message in (
         ("train,a.wav,ann\n", "line 1: 3 columns; give SET,FILE,SPEAKER,TEXT"),
+        ("train;a.wav;ann;yes\n", "line 1: one column; give SET,FILE,SPEAKER,TEXT"),
+        ("set,file,speaker,text\ntrain,a.wav,ann,yes\n", "line 1: a header; delete this line"),
+        ('train,"a\nb.wav",ann,yes\n', "line 2: FILE has a line break"),
         ("train,a.wav,ann,yes\n\ntrian,b.wav,bob,no\n", "line 3: the set 'trian' is none of train, test"),
         ("train,,ann,yes\n", "line 1: an empty FILE"),
         ("train,a.wav,ann,yes\ntest,a.flac,ann,yes\n", "line 2: a.flac of ann would be ann-a, as line 1 is; rename it"),
@@ -168,9 +187,9 @@ def test_a_corpus_in_a_table(tmp_path):
         with pytest.raises(UserError, match=message):
             make(text)
     assert not (tmp_path / "data").exists()
-    make(' ,\ntrain, my dir/a b.wav, ann lee, "yes, YES"\ntest,c.wav,bob,no\n')
-    assert read_table(tmp_path / "data" / "train" / "text") == {"ann_lee-my_dir-a_b": "yes, YES"}
-    assert read_table(tmp_path / "data" / "train" / "utt2spk") == {"ann_lee-my_dir-a_b": "ann_lee"}
+    make(' ,\ntrain, my dir/a  b.wav, ann  lee, "yes,\n YES"\ntest,c.wav,bob,no\n')
+    assert read_table(tmp_path / "data" / "train" / "text") == {"ann_lee-my_dir-a__b": "yes, YES"}
+    assert read_table(tmp_path / "data" / "train" / "utt2spk") == {"ann_lee-my_dir-a__b": "ann_lee"}
     assert read_table(tmp_path / "data" / "train" / "wav.scp") == {
-        "ann_lee-my_dir-a_b": str(tmp_path / "my dir" / "a b.wav")
+        "ann_lee-my_dir-a__b": str(tmp_path / "my dir" / "a  b.wav")
     }

@@ -166,10 +166,15 @@ def _check_what_may_change(experiment: Path, arguments: list[str], epochs: int, 
     assert capsys.readouterr().out == f"{experiment}: trained already, for {epochs} of {epochs} epochs\n"
     check_settings(experiment, [*arguments, "--max_epoch", str(epochs + 1), "--batch_size", "2"])
     assert capsys.readouterr().out == ""
+    # The same statistics elsewhere.
+    check_settings(experiment, [*arguments, "--max_epoch", str(epochs + 1), "--normalize_conf", "stats_file=moved.npz"])
     tokens = experiment.parent / "other.txt"
     tokens.write_text("".join(f"{token}\n" for token in reversed(TOKENS)))
     for other, message in (
         (["--normalize", "utterance_mvn"], "normalize None, not utterance_mvn"),
+        (["--normalize_conf", "norm_vars=false"], "normalize_conf norm_vars None, not False"),
+        (["--preencoder", "linear"], "preencoder None, not linear"),
+        (["--ctc_conf", "ctc_type=builtin2"], "ctc_conf ctc_type builtin, not builtin2"),
         (["--encoder_conf", "memory_size=16"], "encoder_conf memory_size 8, not 16"),
         (["--encoder_conf", "bidirectional=true"], "encoder_conf bidirectional None, not True"),
         (["--token_list", str(tokens)], "other tokens"),

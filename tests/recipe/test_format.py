@@ -76,7 +76,9 @@ def test_speed_perturbed_copies_have_their_own_ids_and_speakers(data_set):
     }
     assert perturbed["utt2speed"]["sp0.9-spk0-000"] == "0.9" and perturbed["utt2speed"]["spk0-000"] == "1"
     assert perturbed["text"]["sp0.9-spk1-001"] == perturbed["text"]["spk1-001"]
-    for text in ("", "fast", "1.0 1.0", "3"):
+    with pytest.raises(UserError, match="sp0.9-spk0-000: the copy at speed 0.9 would have the id of another utterance"):
+        perturb(perturbed, parse_factors("1.0 0.9"))
+    for text in ("", "fast", "1.0 1.0", "0.9 0.90000001", "3"):
         with pytest.raises(UserError, match="speed_perturb_factors"):
             parse_factors(text)
 

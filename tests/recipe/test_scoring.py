@@ -140,7 +140,7 @@ def test_score_command(files, tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: ") and not (tmp_path / "nowhere").exists()
 
 
-def test_stage_13_writes_a_result_file_for_each_kind_and_names_what_is_missing(files, tmp_path):
+def test_stage_13_writes_a_result_file_for_each_kind_and_names_what_is_missing(files, tmp_path, capsys):
     write_table(tmp_path / "dump" / "test" / "text", REFERENCES)
     write_table(tmp_path / "decode" / "test" / "text", HYPOTHESES)
     tables = score_decoding(tmp_path / "dump", tmp_path / "decode", ["test"], None)
@@ -148,6 +148,14 @@ def test_stage_13_writes_a_result_file_for_each_kind_and_names_what_is_missing(f
     for kind in ("wer", "cer"):
         result = (tmp_path / "decode" / "test" / f"score_{kind}" / "result.txt").read_text()
         assert "|test|3|" in result and "id: u1" in result and "2 of 3 sentences wrong" in result
+    write_table(tmp_path / "dump" / "blind" / "text", dict.fromkeys(REFERENCES, ""))
+    write_table(tmp_path / "decode" / "blind" / "text", HYPOTHESES)
+    capsys.readouterr()
+    assert score_decoding(tmp_path / "dump", tmp_path / "decode", ["blind", "test"], None) == tables
+    assert "dump/blind/text: no transcripts, so blind is not scored" in capsys.readouterr().out
+    with pytest.raises(UserError, match="blind/text: no words to score against"):
+        score_decoding(tmp_path / "dump", tmp_path / "decode", ["blind"], None)
+    write_table(tmp_path / "dump" / "valid" / "text", REFERENCES)
     with pytest.raises(UserError, match="valid/text: no such file; run stage 12"):
         score_decoding(tmp_path / "dump", tmp_path / "decode", ["test", "valid"], None)
     result = run_module(

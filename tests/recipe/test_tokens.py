@@ -38,6 +38,15 @@ def test_bpe_pieces_are_those_of_the_model(text, tmp_path, mode):
         assert set(pieces) <= set(found) and model.decode(pieces) == words
 
 
+def test_texts_are_taken_as_they_are(tmp_path):
+    """Ligatures, wide letters and accents that Unicode could write otherwise: what is recognized is scored as it is."""
+    texts = ["\ufb01ne \uff47\uff4f", "to\u0302i", "t\u00f4i stra\u017fe \u00bd"]
+    write_table(tmp_path / "text", {f"u{i}": words for i, words in enumerate(texts)})
+    make("--nbpe", 60, tmp_path / "text", tmp_path / "bpe")
+    model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "bpe" / "bpe.model"))
+    assert [model.decode(model.encode(words)) for words in texts] == texts
+
+
 def test_small_corpus_gets_fewer_pieces_instead_of_an_error(text, tmp_path):
     found, _ = make("--nbpe", 500, text, tmp_path / "bpe")
     assert 3 < len(found) < 500

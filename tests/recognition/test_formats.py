@@ -76,6 +76,10 @@ def test_files_folders_and_tables_are_found(tmp_path, capsys):
         "u1": "y.wav",
     }
     assert capsys.readouterr().err == f"{tmp_path}/d: not read: sub/c.m4a; convert to WAV or FLAC\n"
+    (tmp_path / "segments").touch()
+    find_recordings([f"{tmp_path}/wav.scp"])
+    message = f"{tmp_path}/wav.scp: recordings are transcribed whole; {tmp_path}/segments is not used\n"
+    assert capsys.readouterr().err == message
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no audio files"):
         find_recordings([f"{tmp_path}/empty"])

@@ -240,6 +240,21 @@ check_data() {
 
 runs() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]; }
 
+# Two runs that make the same at once would clear away each other's files: the second waits, and then finds it made.
+# Where there are no locks (some network file systems) they do not wait.
+hold() {
+    command -v flock >/dev/null || return 0
+    mkdir -p "$(dirname "$1")"
+    exec {held}>>"$1" || return 0
+    local result=0
+    flock --nonblock --conflict-exit-code 75 "${held}" || result=$?
+    if [ "${result}" -eq 75 ]; then
+        log "Waiting for another run that is at the same stages ($1)"
+        flock "${held}"
+    fi
+}
+release() { [ -z "${held-}" ] || exec {held}>&-; }
+
 # What training lacks is said before the hours that its data takes.
 if [ "${ngpu}" -gt 0 ] && [ "${cmd}" = local ] && runs 11; then
     "${python}" -c 'import sys, torch; sys.exit(torch.cuda.device_count() < int(sys.argv[1]))' "${ngpu}" ||
@@ -258,6 +273,8 @@ if [ "${stage}" -le 10 ] && [ "${stop_stage}" -ge 10 ]; then
     "${python}" -m espnet_lmu.training.settings ${settings_args[@]+"${settings_args[@]}"} \
         ${asr_config:+--config "${asr_config}"} ${asr_args}
 fi
+
+if [ "${stage}" -le 5 ]; then hold data/.lock; fi
 
 if runs 1; then
     log "Stage 1: data/${original_train_set}, data/${valid_set}, data for ${test_sets}"
@@ -305,6 +322,8 @@ if runs 5; then
     check_data --formatted "${data_feats}/${train_set}" "${data_feats}/${valid_set}"
     [ ${#pure_test_sets[@]} -eq 0 ] || check_data --formatted --test "${pure_test_sets[@]/#/${data_feats}/}"
 fi
+
+if [ "${stage}" -le 5 ]; then release; fi
 
 # What asr_train needs to know of the data, in stages 10 and 11.
 data_args=(--use_preprocessor true)
@@ -448,9 +467,11 @@ if runs 10; then
     need_file "${data_feats}/${train_set}/${speech_scp}" 4
     need_file "${token_list}" 5
     data_in train "${data_feats}/${train_set}"
+    hold "$(dirname "${asr_stats_dir}")/.$(basename "${asr_stats_dir}").lock"
     # shellcheck disable=SC2086
     "${python}" -m espnet_lmu.training.statistics "${statistics_args[@]}" "${parallel_args[@]}" --nj "${nj}" \
         ${asr_config:+--asr_config "${asr_config}"} "${data_args[@]}" "${data_paths[@]}" ${asr_args}
+    release
 fi
 
 if runs 11; then
