@@ -245,7 +245,7 @@ runs() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]; }
 hold() {
     command -v flock >/dev/null || return 0
     mkdir -p "$(dirname "$1")"
-    exec {held}>>"$1" || return 0
+    { exec {held}>>"$1"; } 2>/dev/null || return 0 # a folder that cannot be written
     local result=0
     flock --nonblock --conflict-exit-code 75 "${held}" || result=$?
     if [ "${result}" -eq 75 ]; then
@@ -253,7 +253,10 @@ hold() {
         flock "${held}"
     fi
 }
-release() { [ -z "${held-}" ] || exec {held}>&-; }
+release() {
+    [ -z "${held-}" ] || exec {held}>&-
+    held=
+}
 
 # What training lacks is said before the hours that its data takes.
 if [ "${ngpu}" -gt 0 ] && [ "${cmd}" = local ] && runs 11; then
