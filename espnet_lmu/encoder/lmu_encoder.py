@@ -285,7 +285,7 @@ class LMUEncoder(AbsEncoder):
         """
         if xs_pad.dim() != 3 or xs_pad.size(2) != self.input_size:
             raise ValueError(f"expected features of shape (B, T, {self.input_size}), got {tuple(xs_pad.shape)}")
-        check_lengths(ilens, xs_pad)
+        ilens = check_lengths(ilens, xs_pad)
         if infer_mode:
             if prefix_embeds is not None or memory is not None or return_all_hs:
                 raise ValueError("infer_mode takes no prefix_embeds and no memory, and returns the last layer alone")

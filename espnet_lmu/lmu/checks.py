@@ -1,6 +1,7 @@
 """What layers refuse: options that cannot work, and tensors that would give nonsense."""
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 def check_counts(**counts: int) -> None:
     """Raise ValueError for a size, or another count given by its name, that is no whole number of at least 1."""
     for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
             raise ValueError(f"{name} {count!r} must be a whole number of at least 1")
 
 

@@ -3,6 +3,7 @@
 import math
 import threading
 
+import numpy as np
 import pytest
 import torch
 from lmu_agreement import (
@@ -262,3 +263,7 @@ def test_state_of_a_wrong_shape_is_refused(frames, shapes):
 def test_sizes_that_cannot_be_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
         LMU(*sizes, 6, 9.0)
+
+
+def test_sizes_may_be_numpys():
+    assert LMU(np.int64(5), np.int64(7), np.int64(6), 9.0)(torch.zeros(2, 4, 5))[0].shape == (2, 4, 7)
