@@ -55,7 +55,7 @@ def check_settings(directory: Path, arguments: list[str]) -> None:
     trained = read_config(directory) or {}
     for settings in (given, trained):
         # Statistics of the same data may lie elsewhere; stage 11 knows those of other data.
-        settings["normalize_conf"] = {**(settings.get("normalize_conf") or {}), "stats_file": None}
+        (settings.get("normalize_conf") or {}).pop("stats_file", None)
     for name in _FIXED:
         if name in trained and name in given and trained[name] != given[name]:
             difference = _difference(name, trained[name], given[name])
