@@ -25,11 +25,11 @@ def parse_factors(text: str) -> list[float]:
     return factors
 
 
-def perturb(tables: dict[str, dict[str, str]], factors: list[float]) -> dict[str, dict[str, str]]:
+def perturb(tables: dict[str, dict[str, str]], factors: list[float], source: str) -> dict[str, dict[str, str]]:
     """Tables with every utterance once for each factor, and their ``utt2speed``.
 
     Raises:
-        UserError: a copy would have the id of another utterance.
+        UserError: a copy would have the id of another utterance of the directory `source`.
     """
     perturbed: dict[str, dict[str, str]] = {"text": {}, "utt2spk": {}, "utt2speed": {}}
     audio = "segments" if "segments" in tables else "wav.scp"
@@ -41,8 +41,8 @@ def perturb(tables: dict[str, dict[str, str]], factors: list[float]) -> dict[str
         for utterance in tables["text"]:
             if prefix + utterance in perturbed["text"]:
                 raise UserError(
-                    f"{prefix}{utterance}: the copy at speed {factor:g} would have the id of another utterance; if the "
-                    "set has copies already, give one factor, 1.0"
+                    f"{source}: at speed {factor:g} the copy of {utterance} would have the id of another utterance; if "
+                    'it has copies already, give --speed_perturb_factors "1.0"'
                 )
             perturbed[audio][prefix + utterance] = tables[audio][utterance]
             perturbed["text"][prefix + utterance] = tables["text"][utterance]
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("source", metavar="DIR", help="data directory, e.g. data/train")
     parser.add_argument("target", metavar="OUTPUT", help="data directory to write, e.g. data/train_sp")
     args = parser.parse_args()
-    perturbed = perturb(read_data_dir(args.source), parse_factors(args.factors))
+    perturbed = perturb(read_data_dir(args.source), parse_factors(args.factors), args.source)
     write_data_dir(args.target, perturbed)
     print(f"{args.target}: {len(perturbed['text'])} utterances")
 

@@ -67,7 +67,7 @@ def test_resampling_keeps_the_pitch_and_speed_scales_it():
 
 
 def test_speed_perturbed_copies_have_their_own_ids_and_speakers(data_set):
-    perturbed = perturb(read_data_dir(data_set("train", 2)), parse_factors("0.9 1.0"))
+    perturbed = perturb(read_data_dir(data_set("train", 2)), parse_factors("0.9 1.0"), "data/train")
     assert perturbed["utt2spk"] == {
         "spk0-000": "spk0",
         "spk1-001": "spk1",
@@ -76,8 +76,8 @@ def test_speed_perturbed_copies_have_their_own_ids_and_speakers(data_set):
     }
     assert perturbed["utt2speed"]["sp0.9-spk0-000"] == "0.9" and perturbed["utt2speed"]["spk0-000"] == "1"
     assert perturbed["text"]["sp0.9-spk1-001"] == perturbed["text"]["spk1-001"]
-    with pytest.raises(UserError, match="sp0.9-spk0-000: the copy at speed 0.9 would have the id of another utterance"):
-        perturb(perturbed, parse_factors("1.0 0.9"))
+    with pytest.raises(UserError, match="data/train: at speed 0.9 the copy of spk0-000 would have the id of another"):
+        perturb(perturbed, parse_factors("1.0 0.9"), "data/train")
     for text in ("", "fast", "1.0 1.0", "0.9 0.90000001", "3"):
         with pytest.raises(UserError, match="speed_perturb_factors"):
             parse_factors(text)

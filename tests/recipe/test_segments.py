@@ -61,7 +61,7 @@ def test_segments_are_seconds_at_any_rate_and_a_changed_segment_is_cut_again(tal
 
 def test_speeds_apply_to_segments(talks, tmp_path):
     directory, samples = talks
-    tables = perturb(read_data_dir(directory), [0.5, 1.0])
+    tables = perturb(read_data_dir(directory), [0.5, 1.0], "data/train")
     assert tables["segments"]["sp0.5-talk-b"] == tables["segments"]["talk-b"] == "talk 1.5 4"
     assert sorted(tables["wav.scp"]) == ["other", "talk"] and len(tables["text"]) == 6
     write_data_dir(tmp_path / "sp", tables)
