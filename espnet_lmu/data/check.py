@@ -132,9 +132,9 @@ def measure(audio: Excerpt) -> dict:
             channels, empty = sound.channels, sound.frames == 0
         if empty:
             return {"error": "empty", "message": ""}
-        if audio.end is not None:
+        if audio != Excerpt(audio.path):
             frames, rate = audio_length(audio.path)
-            first, last = sample_range(audio.start, audio.end, rate)
+            first, last = sample_range(audio, frames, rate)
             if first >= frames or first == last:
                 return {
                     "error": "segment",

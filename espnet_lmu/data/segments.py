@@ -1,4 +1,7 @@
-"""Utterances inside long recordings: Kaldi's ``segments`` file (UTTERANCE RECORDING START END, times in seconds)."""
+"""Utterances inside long recordings: Kaldi's ``segments`` file (UTTERANCE RECORDING START END).
+
+Times are in seconds; an end of -1 is that of the recording, as in Kaldi's extract-segments.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ class Excerpt(NamedTuple):
     end: float | None = None  # seconds; None for the end of the file
 
 
-def parse_segment(value: str) -> tuple[str, float, float]:
-    """Recording, start and end (seconds) of the value of a line of ``segments``.
+def parse_segment(value: str) -> tuple[str, float, float | None]:
+    """Recording, start and end (seconds; None for the recording's) of the value of a line of ``segments``.
 
     Raises:
         UserError: not three fields, times that are no numbers, a negative start, an end that is not after the start.
@@ -31,14 +34,18 @@ def parse_segment(value: str) -> tuple[str, float, float]:
             raise ValueError
     except (ValueError, IndexError):
         raise UserError(f'"{value}": give RECORDING START END, with times in seconds') from None
-    if not 0 <= start < end < float("inf"):
-        raise UserError(f"{start:g} to {end:g} s of {recording}: the end must be after the start, the start 0 or more")
-    return recording, start, end
+    to_the_end = end == -1
+    if not 0 <= start < (float("inf") if to_the_end else end) or end == float("inf"):
+        raise UserError(
+            f"{start:g} to {end:g} s of {recording}: the end must be after the start (or -1, the recording's), "
+            "the start 0 or more"
+        )
+    return recording, start, None if to_the_end else end
 
 
-def sample_range(start: float, end: float, rate: int) -> tuple[int, int]:
-    """First sample of a segment and the one behind its last, both rounded to the nearest (times in seconds)."""
-    return round(start * rate), round(end * rate)
+def sample_range(excerpt: Excerpt, frames: int, rate: int) -> tuple[int, int]:
+    """First sample of an excerpt and the one behind its last, both rounded to the nearest; the file has `frames`."""
+    return round(excerpt.start * rate), frames if excerpt.end is None else round(excerpt.end * rate)
 
 
 def read_excerpt(excerpt: Excerpt) -> tuple[np.ndarray, int]:
@@ -47,14 +54,13 @@ def read_excerpt(excerpt: Excerpt) -> tuple[np.ndarray, int]:
     Raises:
         UserError: as `read_audio`, or the recording ends before the segment does.
     """
-    if excerpt.end is None:
+    if excerpt.end is None and excerpt.start == 0:
         return read_audio(excerpt.path)
     frames, rate = audio_length(excerpt.path)
-    first, last = sample_range(excerpt.start, excerpt.end, rate)
-    if last > frames:
-        raise UserError(
-            f"{excerpt.path}: lasts {frames / rate:.3f} s, but a segment is from {excerpt.start:g} to {excerpt.end:g} s"
-        )
+    first, last = sample_range(excerpt, frames, rate)
+    times = f"from {excerpt.start:g} to {'the end' if excerpt.end is None else f'{excerpt.end:g} s'}"
+    if max(first, last) > frames:
+        raise UserError(f"{excerpt.path}: lasts {frames / rate:.3f} s, but a segment is {times}")
     if last == first:
-        raise UserError(f"{excerpt.path}: no samples from {excerpt.start:g} to {excerpt.end:g} s")
+        raise UserError(f"{excerpt.path}: no samples {times}")
     return read_audio(excerpt.path, first, last - first)

@@ -7,8 +7,9 @@ import soundfile
 from recipe_tools import RATE, one_line_error, run_module
 
 from espnet_lmu.data.audio import read_audio
+from espnet_lmu.data.check import measure
 from espnet_lmu.data.format import fbank, format_data_dir
-from espnet_lmu.data.kaldi_dir import read_data_dir, read_table, write_data_dir, write_table
+from espnet_lmu.data.kaldi_dir import excerpts, read_data_dir, read_table, write_data_dir, write_table
 from espnet_lmu.data.segments import Excerpt, read_excerpt
 from espnet_lmu.data.speed import perturb
 from espnet_lmu.errors import UserError
@@ -59,6 +60,20 @@ def test_segments_are_seconds_at_any_rate_and_a_changed_segment_is_cut_again(tal
     assert read_table(tmp_path / "raw" / "utt2num_samples")["other-a"] == "4000"
 
 
+def test_an_end_of_minus_one_is_that_of_the_recording(talks, tmp_path):
+    directory, samples = talks
+    write_table(directory / "segments", {"talk-a": "talk 0.25 -1", "talk-b": "talk 0 -1", "other-a": "other 1 -1.0"})
+    audio = excerpts(read_data_dir(directory))
+    assert np.array_equal(read_excerpt(audio["talk-a"])[0] * 32768, samples[4000:])
+    assert np.array_equal(read_excerpt(audio["talk-b"])[0] * 32768, samples)
+    assert measure(audio["talk-a"])["seconds"] == 3.75 and measure(audio["other-a"])["error"] == "segment"
+    message = one_line_error(run_module("espnet_lmu.data.format", directory, tmp_path / "raw"))
+    assert "other.flac: no samples from 1 to the end" in message
+    write_table(directory / "segments", {"talk-a": "talk 0.25 -1", "talk-b": "talk 0 -1", "other-a": "other 2 -1"})
+    message = one_line_error(run_module("espnet_lmu.data.format", directory, tmp_path / "raw"))
+    assert "other.flac: lasts 1.000 s, but a segment is from 2 to the end" in message
+
+
 def test_speeds_apply_to_segments(talks, tmp_path):
     directory, samples = talks
     tables = perturb(read_data_dir(directory), [0.5, 1.0], "data/train")
@@ -76,6 +91,9 @@ def test_speeds_apply_to_segments(talks, tmp_path):
         ("talk 2 1.5", "segments: talk-a: 2 to 1.5 s of talk: the end must be after the start"),
         ("talk 1 1", "the end must be after the start"),
         ("talk -1 1", "the start 0 or more"),
+        ("talk -1 -1", "the start 0 or more"),
+        ("talk 0 -2", "or -1, the recording's"),
+        ("talk 0 inf", "the end must be after the start"),
         ("talk 0 nan", "the end must be after the start"),
         ("talk 0 one", 'segments: talk-a: "talk 0 one": give RECORDING START END'),
         ("talk 0", "give RECORDING START END"),
