@@ -1,6 +1,8 @@
 """Language models: their text, n-grams and lexicons, and the recipe's stages 6 to 9 and 12 with them."""
 
+import fcntl
 import gzip
+import subprocess
 import re
 import shutil
 import sys
@@ -109,6 +111,14 @@ def test_neural_lm_is_trained_and_measured(recipe):
     assert (lm / "valid.loss.ave.pth").exists()
     perplexity = float((lm / "perplexity_test" / "ppl").read_text())
     assert 1 < perplexity < 100 and f"perplexity of a char token: {perplexity}" in result.stdout.replace("\n", "")
+    for stage, directory in ((6, recipe.directory / "exp" / "lm_stats_en_char"), (7, lm)):
+        with open(directory.with_name(f".{directory.name}.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            command = recipe.command(*options, "--stage", str(stage))
+            with subprocess.Popen(command, cwd=recipe.directory, stdout=subprocess.PIPE, text=True) as run:
+                assert f"Stage {stage}" in run.stdout.readline()
+                assert "Waiting for another run that is at the same stages" in run.stdout.readline()
+                run.kill()
 
 
 @needs_kenlm

@@ -253,6 +253,7 @@ hold() {
         flock "${held}"
     fi
 }
+beside() { echo "$(dirname "$1")/.$(basename "$1").lock"; } # the lock of a directory
 release() {
     [ -z "${held-}" ] || exec {held}>&-
     held=
@@ -394,6 +395,7 @@ if runs 6 && "${use_lm}"; then
     log "Stage 6: statistics of the neural LM: ${lm_stats_dir}"
     need_file "${token_list}" 5
     need_file "${lm_dev_text}" 4
+    hold "$(beside "${lm_stats_dir}")"
     write_lm_text
     stamp=$({
         printf '%s\n' "${lm_data_args[@]}" "${lm_args}"
@@ -421,11 +423,13 @@ if runs 6 && "${use_lm}"; then
         rm -rf "${lm_stats_dir}"
         mv "${unfinished}" "${lm_stats_dir}"
     fi
+    release
 fi
 
 if runs 7 && "${use_lm}"; then
     log "Stage 7: training of the neural LM: ${lm_exp} (log: ${lm_exp}/train.log)"
     need_file "${lm_stats_dir}/.stamp" 6
+    hold "$(beside "${lm_exp}")"
     mkdir -p "${lm_exp}"
     "${python}" -m espnet_lmu.training.resume "${lm_exp}"
     # shellcheck disable=SC2086
@@ -434,6 +438,7 @@ if runs 7 && "${use_lm}"; then
         "${lm_data_args[@]}" --resume true --output_dir "${lm_exp}" --fold_length "${lm_fold_length}" \
         --train_shape_file "${lm_stats_dir}/train/text_shape.${token_type}" \
         --valid_shape_file "${lm_stats_dir}/valid/text_shape.${token_type}" ${lm_args}
+    release
 fi
 
 if runs 8 && "${use_lm}"; then
@@ -470,7 +475,7 @@ if runs 10; then
     need_file "${data_feats}/${train_set}/${speech_scp}" 4
     need_file "${token_list}" 5
     data_in train "${data_feats}/${train_set}"
-    hold "$(dirname "${asr_stats_dir}")/.$(basename "${asr_stats_dir}").lock"
+    hold "$(beside "${asr_stats_dir}")"
     # shellcheck disable=SC2086
     "${python}" -m espnet_lmu.training.statistics "${statistics_args[@]}" "${parallel_args[@]}" --nj "${nj}" \
         ${asr_config:+--asr_config "${asr_config}"} "${data_args[@]}" "${data_paths[@]}" ${asr_args}
