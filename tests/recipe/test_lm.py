@@ -2,9 +2,9 @@
 
 import fcntl
 import gzip
-import subprocess
 import re
 import shutil
+import subprocess
 import sys
 
 import pytest
