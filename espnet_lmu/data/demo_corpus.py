@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from espnet_lmu.data import espeak
-from espnet_lmu.data.files import command_line
+from espnet_lmu.data.files import command_line, naming
 from espnet_lmu.data.kaldi_dir import write_data_dir
 from espnet_lmu.errors import UserError
 from espnet_lmu.parallel import follow_parent, interrupted_later
@@ -113,15 +113,16 @@ def make_demo_corpus(audio_dir: Path, data_dir: Path, seed: int = 1, num_jobs: i
         progress(total=sum(map(len, numbers.values())), desc="demo corpus", unit="utt") as bar,
     ):
         for name in SETS:
+            (audio_dir / name).mkdir(parents=True, exist_ok=True)
             tables: dict[str, dict[str, str]] = {"wav.scp": {}, "text": {}, "utt2spk": {}}
-            make = partial(_make_utterance, name, speakers[name], seed)
+            make = partial(_make_utterance, audio_dir / name, speakers[name], seed)
             with interrupted_later():
                 made = pool.map(make, numbers[name], chunksize=4)
             # Closed, it asks for no more: a full disk would otherwise wait for the rest.
             with contextlib.closing(_results(made)) as utterances:
                 for utterance in utterances:
                     path = audio_dir / name / f"{utterance.key}.flac"
-                    _write_flac(path, utterance.signal, utterance.sample_rate)
+                    _write_flac(path, utterance)
                     tables["wav.scp"][utterance.key] = str(path)
                     tables["text"][utterance.key] = utterance.text.upper()
                     tables["utt2spk"][utterance.key] = utterance.speaker
@@ -136,29 +137,30 @@ def _results(utterances: Iterator[_Utterance]) -> Iterator[_Utterance]:
         raise UserError("a process that makes the demo corpus was killed (out of memory?); run this again") from None
 
 
-def _write_flac(path: Path, signal: np.ndarray, sample_rate: int) -> None:
+def _write_flac(path: Path, utterance: _Utterance) -> None:
     import soundfile
 
     # Imported after the pool has forked: eSpeak NG's fork for each utterance costs six times as much in a
     # process that holds torch, which is why the signals are resampled here and not where they are made.
     from espnet_lmu.data.audio import resample
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.tmp")  # what a kill leaves is written over by the next run
-    signal = resample(signal.astype(np.float32), sample_rate, SAMPLE_RATE)
+    signal = resample(np.load(utterance.signal), utterance.sample_rate, SAMPLE_RATE)
     soundfile.write(unfinished, signal, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     os.replace(unfinished, path)
+    utterance.signal.unlink()
 
 
 class _Utterance(NamedTuple):
     key: str
     speaker: str
     text: str
-    signal: np.ndarray
+    signal: Path
     sample_rate: int
 
 
-def _make_utterance(name: str, speakers: list[Speaker], seed: int, number: int) -> _Utterance:
+def _make_utterance(folder: Path, speakers: list[Speaker], seed: int, number: int) -> _Utterance:
+    name = folder.name
     chosen = random.Random(f"{seed} {name} {number}")
     speaker = speakers[number % len(speakers)]
     text = _draw_text(chosen)
@@ -170,7 +172,12 @@ def _make_utterance(name: str, speakers: list[Speaker], seed: int, number: int) 
     signal = _record(speech, sample_rate, speak_other, chosen)
     if name == "train":
         sample_rate = chosen.choice(_TRAINING_PLAYBACK_RATES)
-    return _Utterance(f"{speaker.name}-{name}{number:04d}", speaker.name, text, signal, sample_rate)
+    key = f"{speaker.name}-{name}{number:04d}"
+    # Not through the pool's pipe: where a process is killed that has sent half of it, the pool waits for ever.
+    path = folder / f".{key}.npy.tmp"
+    with naming(path), open(path, "wb") as stream:
+        np.save(stream, signal.astype(np.float32))
+    return _Utterance(key, speaker.name, text, path, sample_rate)
 
 
 def _draw_text(chosen: random.Random) -> str:
