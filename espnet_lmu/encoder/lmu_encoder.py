@@ -270,7 +270,8 @@ class LMUEncoder(AbsEncoder):
             is_final: with `infer_mode`, whether the recordings end with these frames.
             infer_mode: stream: `xs_pad`, without padding, are the next frames of recordings. The output is that of
                 the frames that became certain, none perhaps; all outputs in a row are those of one call with the
-                whole recordings. The third value is the state for the next call, None after the end.
+                whole recordings in chunks of the same size (`attention_chunk` as `streaming_chunk`). The third value
+                is the state for the next call, None after the end.
 
         Returns:
             Output (B, T', D), padded with each sequence's last frame; valid frames of each sequence (B,); None.

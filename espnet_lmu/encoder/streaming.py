@@ -69,8 +69,8 @@ def stream(
             `streaming_chunk`.
 
     Returns:
-        the outputs that became certain, (B, T', D): all in a row are those of the whole recordings; the state,
-        None after the end.
+        the outputs that became certain, (B, T', D): all in a row are those of the whole recordings in chunks of this
+        size; the state, None after the end.
 
     Raises:
         ValueError: the encoder cannot stream.

@@ -22,8 +22,8 @@ class Bidirectional(nn.Module):
     """Runs one layer forward and one backward in time and concatenates their outputs.
 
     Args:
-        forward_layer, backward_layer: layers of this package with the same input size. Each sequence is turned around
-            within its own length, so padding does not change a result.
+        forward_layer, backward_layer: `LMU`, `ParallelLMU` or `GeneralLMU`, with the same input size. Each sequence is
+            turned around within its own length, so padding does not change a result.
 
     Raises:
         ValueError: their input sizes differ.

@@ -73,6 +73,8 @@ class Muon(torch.optim.Optimizer):
         for name, value in (*numbers.items(), *(("betas", beta) for beta in betas)):
             if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
                 raise ValueError(f"optim_conf: {name} {value!r} is text; write a number such as 0.001 or 1.0e-3")
+        if len(betas) != 2:
+            raise ValueError(f"optim_conf: betas {list(betas)}: give two numbers")
         for name, value in (("momentum", momentum), ("betas", min(betas)), ("betas", max(betas))):
             if not 0 <= value < 1:
                 raise ValueError(f"optim_conf: {name} must be at least 0 and below 1, not {value}")

@@ -12,9 +12,9 @@ from torch import Tensor
 class VTLPSpecAug(SpecAug):
     """Vocal tract length perturbation, then ESPnet's SpecAug.
 
-    A vocal tract of another length scales the formants. Each utterance's spectrum is stretched by a factor of its own
-    (Jaitly & Hinton 2013, "Vocal Tract Length Perturbation (VTLP) improves speech recognition"), here along the mel
-    axis, so that it works on any filterbank; the highest band is repeated where the stretched spectrum ends.
+    A vocal tract of another length scales the formants. The positions of an utterance's bands are divided by a factor
+    of its own (Jaitly & Hinton 2013, "Vocal Tract Length Perturbation (VTLP) improves speech recognition"), here along
+    the mel axis, so that it works on any filterbank. Above 1 the spectrum shrinks, and the highest band fills the rest.
 
     Args:
         vtlp_range: the smallest and the largest factor.
@@ -25,9 +25,12 @@ class VTLPSpecAug(SpecAug):
     """
 
     def __init__(self, vtlp_range: Sequence[float] = (0.9, 1.1), **specaug_conf):
-        low, high = vtlp_range
-        if not 0 < low <= high:
-            raise ValueError(f"vtlp_range {list(vtlp_range)}: give two positive factors, the smaller one first")
+        try:
+            low, high = map(float, vtlp_range)
+        except (TypeError, ValueError):
+            low = high = 0.0
+        if not 0 < low <= high < float("inf"):
+            raise ValueError(f"vtlp_range {vtlp_range}: give two positive factors, the smaller one first")
         super().__init__(**specaug_conf)
         self.vtlp_range = (low, high)
 

@@ -81,6 +81,11 @@ def test_from_audio_to_error_rates(recipe, monkeypatch):
     message = one_line_error(recipe.run(*options, *broken, "--stage", "11", "--stop_stage", "11"))
     assert "stage 11: training failed: " in message and "unrecognized arguments: --max_epochh" in message
 
+    # One whose weights became infinite is no success, though ESPnet ends it as one.
+    diverged = ["--asr_exp", str(directory / "diverged"), "--asr_args", "--optim sgd --optim_conf lr=1.0e+30"]
+    message = one_line_error(recipe.run(*options, *diverged, "--stage", "11", "--stop_stage", "13"))
+    assert "stage 11: training diverged: " in message and str(directory / "diverged" / "train.log") in message
+
     # Stage 10 again: what is there is kept.
     assert "kept" in recipe.run(*options, "--stage", "10", "--stop_stage", "10").stdout
 

@@ -109,7 +109,14 @@ def _backward(loss):
 
 @pytest.mark.parametrize(
     "setting",
-    [{"momentum": 1.0}, {"betas": (0.9, 1.0)}, {"betas": (-0.1, 0.9)}, {"lr": -1}, {"weight_decay": -0.1}]
+    [
+        {"momentum": 1.0},
+        {"betas": (0.9, 1.0)},
+        {"betas": (-0.1, 0.9)},
+        {"betas": [0.9]},
+        {"lr": -1},
+        {"weight_decay": -0.1},
+    ]
     + [{"lr": "1e-3"}, {"betas": ["0.9", "0.98"]}],
 )
 def test_a_setting_out_of_range_is_named(setting):

@@ -31,7 +31,7 @@ def test_every_utterance_is_stretched_and_masked_anew():
     assert all((row == 0).all(-1).sum() == 3 for row in y)
 
 
-@pytest.mark.parametrize("vtlp_range", [[1.1, 0.9], [0.0, 1.0]])
+@pytest.mark.parametrize("vtlp_range", [[1.1, 0.9], [0.0, 1.0], 1.0, [0.9], ["a", "b"]])
 def test_impossible_range(vtlp_range):
     with pytest.raises(ValueError, match="vtlp_range"):
         VTLPSpecAug(vtlp_range)

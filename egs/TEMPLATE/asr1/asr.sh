@@ -373,6 +373,11 @@ run_training() {
             "run this again once that is mended"
         die "stage ${stage_name}: training failed: $(what_failed "${train_log}") (log: ${train_log})"
     }
+    # ESPnet ends such a training as if it were complete.
+    if tail -n "+$((logged + 1))" "${train_log}" | grep 'gradients at all steps are invalid' >/dev/null; then
+        die "stage ${stage_name}: training diverged: no step of its last epoch had finite gradients; delete" \
+            "$(dirname "${train_log}") and train with a lower learning rate (log: ${train_log})"
+    fi
 }
 
 lm_text=${data_feats}/lm_train.txt
