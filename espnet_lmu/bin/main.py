@@ -7,7 +7,9 @@ import difflib
 import errno
 import importlib
 import os
+import signal
 import sys
+import threading
 
 from espnet_lmu.errors import UserError
 
@@ -42,9 +44,20 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _end(signal_number: int, _frame: object) -> None:
+    sys.exit(128 + signal_number)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the status is 0, 1 after an error that has its line, 2 after a wrong argument."""
     argv = sys.argv[1:] if argv is None else argv
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell
+            setattr(sys, name, open(os.devnull, "w"))
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that has no such letters
+    if threading.current_thread() is threading.main_thread():
+        # At once, Slurm, systemd and `timeout` would leave unpacked models in the temporary folder.
+        signal.signal(signal.SIGTERM, _end)
     command = next((word for word in argv if not word.startswith("-")), None)
     if command is not None and command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, 1) or [", ".join(COMMANDS)]
@@ -53,8 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser(command).parse_args(argv)
     try:
         status = importlib.import_module(COMMANDS[args.command][0]).run(args) or 0
-        if sys.stdout is not None:  # closed by the shell
-            sys.stdout.flush()
+        sys.stdout.flush()
         return status
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -14,6 +14,8 @@ from espnet_lmu.errors import UserError
 _STREAMED = 0x7FFFFFFF - 1024  # A WAV header written to a pipe claims about this size, or twice it.
 _LONGEST = 1 << 40  # samples; libsndfile states more where a header is silent
 _RATES = range(4000, 384001)  # Hz, of speech and of all equipment
+_LARGEST = 1e12  # 32-bit integers as floating-point numbers are far below; powers of larger ones overflow
+NO_SAMPLES = f"samples that are not numbers, or beyond {_LARGEST:g}"
 _FILTER_SIZE = 1 << 23  # taps, about the product of the terms of the fraction that stands for the ratio of two rates
 
 # Formats whose files libsndfile quietly shortens to what is there, and how it then describes them.
@@ -48,6 +50,17 @@ def _reason(path: str | Path, error: Exception) -> str:
     return (str(error).strip() or "decoder error") if Path(path).exists() else "no such file"
 
 
+def are_samples(values: np.ndarray) -> bool:
+    """Whether all values are numbers of a size that features can be computed of."""
+    return not values.size or bool(-_LARGEST < values.min() and values.max() < _LARGEST)
+
+
+def _refuse_pipe(path: str | Path) -> None:
+    """Raise `UserError` for what ends while its header is read, and would then be waited for."""
+    if (path := Path(path)).is_fifo() or path.is_char_device() or path.is_socket():
+        raise UserError(f"{path}: a pipe or a device; give a file")
+
+
 def audio_length(path: str | Path) -> tuple[int, int]:
     """Samples per channel and sampling rate in Hz that the header of an audio file states.
 
@@ -56,10 +69,11 @@ def audio_length(path: str | Path) -> tuple[int, int]:
     """
     import soundfile
 
+    _refuse_pipe(path)
     try:
         with soundfile.SoundFile(path) as sound:
             frames, rate = _promised_frames(Path(path), sound), sound.samplerate
-    except (soundfile.SoundFileError, OSError) as error:
+    except (soundfile.SoundFileError, OSError, UnicodeEncodeError) as error:
         raise UserError(f"{path}: not readable audio ({_reason(path, error)})") from None
     if frames > _LONGEST:
         raise UserError(f"{path}: its header does not say how long it is; convert it")
@@ -95,6 +109,7 @@ def read_audio(path: str | Path, start: int = 0, frames: int | None = None) -> t
     import soundfile
 
     path = Path(path)
+    _refuse_pipe(path)
     try:
         with soundfile.SoundFile(path) as sound:
             promised = _promised_frames(path, sound) - start if frames is None else frames
@@ -112,8 +127,8 @@ def read_audio(path: str | Path, start: int = 0, frames: int | None = None) -> t
         raise UserError(f"{path}: cut off: {len(samples)} of {promised} samples")
     if len(samples) == 0:
         raise UserError(f"{path}: no samples")
-    if not np.isfinite(samples).all():
-        raise UserError(f"{path}: samples that are not numbers")
+    if not are_samples(samples):
+        raise UserError(f"{path}: {NO_SAMPLES}")
     return samples, rate
 
 

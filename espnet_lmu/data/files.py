@@ -29,7 +29,7 @@ def atomic_open(path: str | Path) -> Iterator[TextIO]:
     """Open `path` for writing UTF-8 text; it appears under its name only when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}.tmp")  # names have 255 bytes at most
     try:
         with naming(path), open(temporary, "w", encoding="utf-8") as stream:
             yield stream

@@ -27,6 +27,8 @@ def load_asr_model(config_file: str | Path, model_file: str | Path, device: str 
     import torch
 
     try:
+        if torch.device(device).type not in ("cpu", "cuda"):
+            raise RuntimeError("give cpu, cuda or cuda:N")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device}: not to be had here ({str(error).splitlines()[0]})") from None

@@ -302,10 +302,17 @@ def _move(folder: Path, output: Path, weights: Path) -> list[str]:
         before, known = model, set()
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{output / _RECORD}: not what an export writes; give another --output") from None
+    if foreign := [name for name in names if name not in known and (output / name).exists()]:
+        raise UserError(f"{output}: {shorten(foreign)} is there, and no export wrote it; give another --output")
     if before != model:
         for name in sorted(known):
             (output / Path(name).name).unlink(missing_ok=True)
         known = set()
+    # With 8 bits, files of before are of other chunks than these, or of an older conversion.
+    stale = known & {f"{Path(name).stem}.int8{Path(name).suffix}" for name in names} - set(names)
+    for name in stale:
+        (output / name).unlink(missing_ok=True)
+    known -= stale
     with atomic_open(output / _RECORD) as file:
         json.dump({"model": model, "files": sorted(known.union(names))}, file, indent=1)
     for name in names:

@@ -48,7 +48,7 @@ def _subtitles(transcript: Transcript) -> list[tuple[float, float, str]]:
     subtitles = []
     for group, following in zip_longest(groups, groups[1:]):
         start = group[0][0].start
-        end = max(group[-1][0].end, start + _SHORTEST)
+        end = min(max(group[-1][0].end, start + _SHORTEST), transcript.duration)
         if following:
             end = min(end, following[0][0].start)
         subtitles.append((start, end, _two_lines([text for _, text in group])))

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from espnet_lmu.data.audio import audio_length, check_rate, read_audio, resample
+from espnet_lmu.data.audio import NO_SAMPLES, are_samples, audio_length, check_rate, read_audio, resample
 from espnet_lmu.data.format import FRAME_SHIFT_MS, MEL_BINS, fbank
 from espnet_lmu.decoding.greedy import GreedyDecoder
 from espnet_lmu.errors import UserError
@@ -65,8 +65,8 @@ def _read(audio: Audio, start: float, stop: float) -> tuple[np.ndarray, int]:
     samples, rate = audio
     part = np.asarray(samples[round(start * rate) : round(stop * rate)], dtype=np.float32)
     part = part.mean(axis=1) if part.ndim == 2 else part
-    if not np.isfinite(part).all():
-        raise UserError("audio has samples that are not numbers")
+    if not are_samples(part):
+        raise UserError(f"audio has {NO_SAMPLES}")
     return part, rate
 
 
@@ -136,7 +136,9 @@ class Recognizer:
         return results
 
     def _transcript(self, tokens: list[Token], duration: float) -> Transcript:
-        words = group_words(tokens, self.decoder.converter.token_list, self.decoder.text)
+        # The last frame reaches past the audio.
+        inside = [token._replace(start=min(token.start, duration), end=min(token.end, duration)) for token in tokens]
+        words = group_words(inside, self.decoder.converter.token_list, self.decoder.text)
         return Transcript(self.decoder.text([token.id for token in tokens]), words, duration)
 
     def transcribe_all(self, recordings: Sequence[Audio], nj: int = 1) -> Iterator[Transcript | UserError]:
@@ -192,9 +194,8 @@ class Recognizer:
             for batch in batches:
                 yield batch, self.recognize([windows[i] for i in batch])
             return
-        global _forked
-        _forked = (self, windows)
-        with ProcessPoolExecutor(nj, multiprocessing.get_context("fork"), initializer=_follow_parent) as pool:
+        fork = multiprocessing.get_context("fork")  # the model is loaded once, and inherited
+        with ProcessPoolExecutor(nj, fork, initializer=_start_worker, initargs=(self, windows)) as pool:
             # A future keeps its result, so each goes when it has been handed on.
             futures: deque[Future] = deque(pool.submit(_recognize_forked, batch) for batch in batches)
             try:
@@ -232,12 +233,15 @@ class Recognizer:
         return self._stream()
 
 
-_forked: tuple[Recognizer, list[_Window]]  # inherited by forked processes: the model is loaded once
+_inherited: tuple[Recognizer, list[_Window]]  # of a forked process
 
 
-def _follow_parent() -> None:
+def _start_worker(recognizer: Recognizer, windows: list[_Window]) -> None:
     """Let this process end with the one that forked it, and not before: Ctrl-C is the parent's to answer."""
+    global _inherited
+    _inherited = (recognizer, windows)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # Not as in espnet_lmu.parallel: Linux's signal comes when the thread that forked ends, and here that is any thread.
     sentinel = multiprocessing.parent_process().sentinel
 
@@ -249,7 +253,7 @@ def _follow_parent() -> None:
 
 
 def _recognize_forked(batch: list[int]) -> list[list[Token] | str]:
-    recognizer, windows = _forked
+    recognizer, windows = _inherited
     return recognizer.recognize([windows[i] for i in batch])
 
 

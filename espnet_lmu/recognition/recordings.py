@@ -68,6 +68,8 @@ def output_files(names: list[str], directory: Path, suffix: str) -> dict[str, Pa
     owners: dict[Path, str] = {}
     for name in names:
         path = Path(name)
+        if path.name in ("", ".."):
+            raise UserError(f"{name}: a recording of this name has no file to be written to; rename it")
         if path.is_absolute() or ".." in path.parts:
             path = Path(path.name)
         if path.suffix.lower() in _SUFFIXES:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from espnet_lmu.data.audio import NO_SAMPLES, are_samples
 from espnet_lmu.data.format import MEL_BINS
 from espnet_lmu.decoding.greedy import BLANK, GreedyDecoder
 from espnet_lmu.encoder.lmu_encoder import LMUEncoder
@@ -191,8 +192,8 @@ class StreamingRecognizer:
             raise UserError(f"samples of shape {samples.shape} and type {samples.dtype}: give (N,) floating-point ones")
         with np.errstate(over="ignore"):
             samples = samples.astype(np.float32)  # a copy, since the caller may use the buffer again
-        if not np.isfinite(samples).all():
-            raise UserError("samples that are not numbers")
+        if not are_samples(samples):
+            raise UserError(NO_SAMPLES)
         most = max(round(_LONGEST * self.fs), 1)
         for begin in range(0, len(samples), most):
             self._take(samples[begin : begin + most])

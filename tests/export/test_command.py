@@ -1,6 +1,7 @@
 """`espnet-lmu export`: files, their check on a data directory, error lines."""
 
 import os
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -61,6 +62,14 @@ def test_files_of_another_model_do_not_stay(tmp_path):
     assert export("one", "model.pt", "tokens.txt") == {*onnx, "model.pt"}
     assert export("two", "model.onnx", "tokens.txt") == {"model.onnx", "tokens.txt"}
     assert set(os.listdir(output)) == {"model.onnx", "tokens.txt", "notes.txt", "export.json"}
+    # What it has not written it does not replace, and a file of 8 bits goes with the one it was made of.
+    with pytest.raises(UserError, match="out: notes.txt is there, and no export wrote it; give another --output"):
+        export("two", "model.onnx", "notes.txt")
+    shutil.rmtree(tmp_path / "made")
+    assert (output / "notes.txt").read_text() == "of the user" and (output / "model.onnx").read_text() == "two"
+    export("two", "streaming.onnx", "streaming.int8.onnx")
+    assert export("two", "streaming.onnx") == {"model.onnx", "tokens.txt", "streaming.onnx"}
+    assert not (output / "streaming.int8.onnx").exists()
     (output / "export.json").write_text("{}")
     with pytest.raises(UserError, match="export.json: not what an export writes; give another --output"):
         export("two", "model.pt")

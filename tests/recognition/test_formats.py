@@ -60,6 +60,8 @@ def test_subtitles_are_short_and_do_not_overlap():
         assert len(lines) <= 2 and max(map(len, lines)) <= 60
         spoken += " ".join(lines).split()
     assert spoken == [word.text for word in words]
+    short = Transcript("NO", [Word("NO", 0.3, 0.4, 1.0)], 0.5)  # shown for a second, but for the end of the recording
+    assert render("x", short, "vtt").splitlines()[2] == "00:00:00.300 --> 00:00:00.500"
 
 
 def test_files_folders_and_tables_are_found(tmp_path, capsys):
@@ -99,3 +101,6 @@ def test_outputs_stay_in_their_directory_and_apart():
     assert list(map(str, files.values())) == ["out/sub/b.srt", "out/a.srt", "out/c.srt", "out/id.1.srt"]
     with pytest.raises(UserError, match="/x/a.wav and /y/a.wav would both be written to out/a.txt"):
         output_files(["/x/a.wav", "/y/a.wav"], Path("out"), ".txt")
+    for name in (".", "q/.."):
+        with pytest.raises(UserError, match=f"{name}: a recording of this name has no file"):
+            output_files([name], Path("out"), ".txt")

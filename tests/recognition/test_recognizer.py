@@ -1,8 +1,10 @@
 """Recordings of any length, rate and channel count, by a model that hears tones: no training, no ESPnet."""
 
 import gc
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -138,12 +140,42 @@ def test_memory_does_not_grow_with_the_number_of_recordings(recognizer, tmp_path
             assert 50 <= sum(type(item) is Token for item in gc.get_objects()) < 10 * 50
 
 
+def test_threads_with_processes_of_their_own_get_their_own_recordings(recognizer, tmp_path):
+    lists = [[(_speak(_tokens(20, seed=2 * i + j)), RATE) for i in range(13)] for j in range(2)]
+    wanted = [[result.text for result in recognizer.transcribe(recordings)] for recordings in lists]
+    for _ in range(3):
+        with ThreadPoolExecutor(2) as threads:
+            results = list(threads.map(lambda recordings: list(recognizer.transcribe_all(recordings, nj=2)), lists))
+        assert [[result.text for result in texts] for texts in results] == wanted
+
+
+def test_no_word_ends_after_its_recording(recognizer):
+    samples = _speak([1, 2])[: RATE // 5 * 3 - HOP // 2]
+    recognizer.decoder.log_posteriors = lambda inputs, original=recognizer.decoder.log_posteriors: original(
+        [np.pad(samples, (0, HOP), mode="wrap") for samples in inputs]
+    )
+    transcript = recognizer.transcribe((samples, RATE))
+    assert transcript.words and max(word.end for word in transcript.words) <= transcript.duration
+
+
+def test_pipes_are_refused_and_not_waited_for(recognizer, tmp_path):
+    os.mkfifo(tmp_path / "a.wav")
+    for audio in (tmp_path / "a.wav", "/dev/null"):
+        with pytest.raises(UserError, match=f"{audio}: a pipe or a device; give a file"):
+            recognizer.transcribe(audio)
+    with pytest.raises(UserError, match="a pipe or a device"):
+        read_audio(tmp_path / "a.wav")
+    with pytest.raises(UserError, match="not readable audio"):
+        recognizer.transcribe("\udcff.wav")
+
+
 def test_short_and_wrong_input(recognizer):
     assert recognizer.transcribe((np.zeros(100, np.float32), RATE)).text == ""
     for samples, message in (
         (np.zeros(0), "no samples"),
         (np.zeros(100, np.int16), "floating-point"),
         (np.full(1000, np.nan), "not numbers"),
+        (np.append(np.zeros(1000), 1e30), "not numbers, or beyond 1e.12"),
     ):
         with pytest.raises(UserError, match=message):
             recognizer.transcribe((samples, RATE))

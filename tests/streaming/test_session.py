@@ -189,6 +189,7 @@ def test_mistakes_are_one_line(fbank_model, tmp_path, capsys, monkeypatch):
         ((tmp_path / "nowhere", tmp_path / "a.wav"), "nowhere: no such file"),
         ((model, tmp_path / "a.wav", "--chunk", "-1"), "a chunk of -1 s"),
         ((model, tmp_path / "a.wav", "--device", "nowhere"), "device nowhere: not to be had here"),
+        ((model, tmp_path / "a.wav", "--device", "meta"), "device meta: not to be had here (give cpu, cuda or cuda:N)"),
     ):
         assert run(*arguments) == 1
         error = capsys.readouterr().err

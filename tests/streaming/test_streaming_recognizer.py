@@ -117,6 +117,7 @@ def test_bad_samples_change_nothing(fbank_model):
     for bad, message in (
         (np.array([0.1, np.nan], dtype=np.float32), "not numbers"),
         (np.array([0.1, 1e300]), "not numbers"),
+        (np.array([0.1, -1e20]), "beyond 1e.12"),
         (np.zeros((2, 5), dtype=np.float32), "shape"),
         (np.zeros(5, dtype=np.int16), "int16"),
     ):
