@@ -6,6 +6,7 @@ import argparse
 import difflib
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -54,9 +55,10 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell
             setattr(sys, name, open(os.devnull, "w"))
-    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that has no such letters
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack letters
     if threading.current_thread() is threading.main_thread():
-        # At once, Slurm, systemd and `timeout` would leave unpacked models in the temporary folder.
+        # Slurm, systemd and `timeout` end it so; without an exit, unpacked models would stay in the temporary folder.
         signal.signal(signal.SIGTERM, _end)
     command = next((word for word in argv if not word.startswith("-")), None)
     if command is not None and command not in COMMANDS:

@@ -308,7 +308,7 @@ def _move(folder: Path, output: Path, weights: Path) -> list[str]:
         for name in sorted(known):
             (output / Path(name).name).unlink(missing_ok=True)
         known = set()
-    # With 8 bits, files of before are of other chunks than these, or of an older conversion.
+    # An 8-bit file of before may be of other chunks than the file that now replaces the one it was made of.
     stale = known & {f"{Path(name).stem}.int8{Path(name).suffix}" for name in names} - set(names)
     for name in stale:
         (output / name).unlink(missing_ok=True)
