@@ -4,7 +4,8 @@ The library and its voices come from the `espeakng-loader` package and are drive
 (functions and constants: eSpeak NG's speak_lib.h and espeak_ng.h). eSpeak NG is not thread-safe and
 keeps state from one utterance to the next, even across Terminate and Initialize, so that the same call
 twice gives different samples. Each utterance is therefore synthesised in a forked child that starts from
-the same fresh state and the same random seed: its samples depend on the arguments alone.
+the same fresh state and the same random seed: its samples depend on the arguments alone. An exception is known: of
+variants by Klatt's synthesizer (Reed) a few of some hundred utterances have differed, for a reason that is not known.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def variants() -> tuple[str, ...]:
 def synthesize(
     text: str, voice: str = "en", variant: str | None = None, rate: int = 175, pitch: int = 50
 ) -> tuple[np.ndarray, int]:
-    """Speak a text. The same arguments give the same samples, in any order and in any process.
+    """Speak a text. The same arguments give the same samples, in any order and in any process (but see above).
 
     Args:
         text: What to say.
