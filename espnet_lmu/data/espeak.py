@@ -5,7 +5,7 @@ The library and its voices come from the `espeakng-loader` package and are drive
 keeps state from one utterance to the next, even across Terminate and Initialize, so that the same call
 twice gives different samples. Each utterance is therefore synthesised in a forked child that starts from
 the same fresh state and the same random seed: its samples depend on the arguments alone. An exception is known: of
-variants by Klatt's synthesizer (Reed) a few of some hundred utterances have differed, for a reason that is not known.
+a variant by Klatt's synthesizer, Reed, an utterance has differed twice, for a reason that is not known.
 """
 
 from __future__ import annotations

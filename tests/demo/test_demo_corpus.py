@@ -33,8 +33,8 @@ def audio_bytes(directory: Path) -> dict[str, bytes]:
 def assert_same_audio(directory: Path, before: dict[str, bytes]) -> None:
     """The same bytes; where they differ, the message says by how many samples, and how far.
 
-    Not of Reed, whom eSpeak NG speaks by Klatt's synthesizer: his samples have differed in a few of some hundred
-    corpora, always his, for a reason that is not known.
+    Not of Reed, whom eSpeak NG speaks by Klatt's synthesizer: his samples have differed twice, nobody else's
+    ever, for a reason that is not known.
     """
     now = audio_bytes(directory)
     assert now.keys() == before.keys()
