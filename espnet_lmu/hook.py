@@ -25,6 +25,7 @@ from espnet_lmu.errors import UserError
 ENCODER_NAME = "lmu"
 SPECAUG_NAME = "vtlp_specaug"
 OPTIMIZER_NAME = "muon"
+MODEL_NAME = "mixspeech"
 
 # Tasks that call their encoder as AbsEncoder declares it. Not among them: hubert (passes `num_classes`), ssl
 # (passes `masks`), spk and lid (pass no lengths), enh and enh_tse (another AbsEncoder), asr_transducer (no choice).
@@ -46,6 +47,14 @@ def _register(task: ModuleType) -> None:
                 choices.classes.setdefault(ENCODER_NAME, LMUEncoder)
             elif choices.base_type is AbsSpecAug:
                 choices.classes.setdefault(SPECAUG_NAME, VTLPSpecAug)
+
+
+def _register_asr(task: ModuleType) -> None:
+    """Add the model too, which is of this task alone."""
+    from espnet_lmu.training.mixspeech import MixSpeechASRModel
+
+    _register(task)
+    task.model_choices.classes.setdefault(MODEL_NAME, MixSpeechASRModel)
 
 
 def _mend_abs_task(abs_task: ModuleType) -> None:
@@ -88,6 +97,7 @@ def _atomic_checkpoints(trainer: ModuleType) -> None:
 # module -> (context manager around its execution, function called with it afterwards)
 _HOOKS: dict[str, tuple[Callable | None, Callable[[ModuleType], None] | None]] = {
     **{f"espnet2.tasks.{task}": (None, _register) for task in _TASKS},
+    "espnet2.tasks.asr": (None, _register_asr),
     "espnet2.tasks.abs_task": (None, _mend_abs_task),
     **{
         f"{nets}.pytorch_backend.transformer.attention": (_no_flash_attention_notice, None)

@@ -11,6 +11,7 @@ import torch
 
 import espnet_lmu
 from espnet_lmu import hook
+from espnet_lmu.training.mixspeech import MixSpeechASRModel
 from espnet_lmu.training.muon import Muon
 from espnet_lmu.training.specaug import VTLPSpecAug
 
@@ -41,6 +42,10 @@ def test_the_augmentation_is_offered_too(task):
 
 def test_the_optimizer_is_offered_too():
     assert importlib.import_module("espnet2.tasks.abs_task").optim_classes["muon"] is Muon
+
+
+def test_the_model_is_offered_to_asr():
+    assert importlib.import_module("espnet2.tasks.asr").model_choices.get_class("mixspeech") is MixSpeechASRModel
 
 
 def test_importing_the_package_imports_neither_torch_nor_espnet():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import logging
 import re
 import shlex
@@ -19,6 +20,7 @@ from espnet_lmu.decoding.settings import read_settings
 from espnet_lmu.errors import UserError
 from espnet_lmu.hook import check_arguments, ignore_espnets_warnings
 
+_MODELS = ("espnet", "mixspeech")  # of one kind: the other ones of ESPnet have values of their own
 _CTC_VALUES = ("loss_ctc", "cer_ctc")
 _DECODER_VALUES = ("loss_att", "acc", "cer", "wer", "loss_transducer", "cer_transducer", "wer_transducer")
 _INTERMEDIATE = re.compile(r"(loss|cer)_interctc_layer\d+")
@@ -62,10 +64,10 @@ def _check_criteria(args: argparse.Namespace, default: list[tuple[str, str, str]
     """Refuse criteria that choose nothing. Of ESPnet's own, by loss and by accuracy, the loss is always there."""
     if min(_kept(args), default=1) < 1:
         raise UserError(f"keep_nbest_models {args.keep_nbest_models}: give at least 1")
-    if args.model != "espnet":
+    if args.model not in _MODELS:
         return  # one with values of its own
     ctc_weight = _ctc_weight(args)
-    if not isinstance(ctc_weight, (int, float)):
+    if not (isinstance(ctc_weight, (int, float)) and 0 <= ctc_weight <= 1):
         raise UserError(f"model_conf ctc_weight {ctc_weight!r}: give a number from 0 to 1")
     given = [] if _criteria(args) == default else args.best_model_criterion
     for criterion in given:
@@ -75,8 +77,9 @@ def _check_criteria(args: argparse.Namespace, default: list[tuple[str, str, str]
 
 
 def _check_parts(args: argparse.Namespace) -> None:
-    """Make what does not need the data: frontend, augmentation, encoder, optimizer, scheduler."""
+    """Make what does not need the data: frontend, augmentation, encoder, model, optimizer, scheduler."""
     import torch
+    from espnet2.asr.ctc import CTC
     from espnet2.tasks import asr
     from espnet2.tasks.abs_task import scheduler_classes
 
@@ -87,6 +90,13 @@ def _check_parts(args: argparse.Namespace) -> None:
             message = re.sub(r"^\w+(\.\w+)*\.__init__\(\) ", "", " ".join(str(error).split()))
             raise UserError(f"{option}_conf: {message.replace('keyword argument', 'option')}") from None
 
+    # argparse checks the names that options give, not those of a configuration.
+    known = {choices.name: choices.classes for choices in asr.ASRTask.class_choices_list}
+    for option, classes in (known | {"scheduler": scheduler_classes}).items():
+        name = getattr(args, option)
+        if name is not None and name not in classes:
+            raise UserError(f"{option} {name!r}: give one of {', '.join(classes)}")
+
     size = args.input_size or 80
     if args.input_size is None and args.frontend == "default":
         size = make("frontend", asr.frontend_choices.get_class("default")).output_size()
@@ -95,6 +105,11 @@ def _check_parts(args: argparse.Namespace) -> None:
     if args.encoder in _PLAIN_ENCODERS:
         with torch.device("meta"):  # no memory, however large
             make("encoder", asr.encoder_choices.get_class(args.encoder), size)
+    if args.model in _MODELS and (_ctc_weight(args) == 1 or args.model == "mixspeech"):  # without a decoder
+        parts = ("frontend", "specaug", "normalize", "preencoder", "encoder", "postencoder", "decoder", "joint_network")
+        tokens = {"vocab_size": 3, "token_list": ["<blank>", "<unk>", "<sos/eos>"]}
+        model = functools.partial(asr.model_choices.get_class(args.model), **dict.fromkeys(parts), **tokens)
+        make("model", functools.partial(model, ctc=CTC(3, 2)))
     toy = torch.nn.Linear(2, 2)
     (optimizer,) = make("optim", lambda **_: asr.ASRTask.build_optimizers(args, toy))
     if args.scheduler is not None:
@@ -154,7 +169,7 @@ def _check_inference_model(name: str, args: argparse.Namespace) -> None:
     match = _CHOSEN.fullmatch(name)
     if not match:
         return
-    ctc_alone = args.model == "espnet" and _ctc_weight(args) == 1.0
+    ctc_alone = args.model in _MODELS and _ctc_weight(args) == 1.0
     criteria = [
         f"{phase}.{value}" for phase, value, _ in _criteria(args) if not (ctc_alone and value in _DECODER_VALUES)
     ]
